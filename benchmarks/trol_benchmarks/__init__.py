@@ -1,0 +1,1 @@
+"""Programs that measure what an export and an engine cost, as ratios taken in one run."""
