@@ -1,0 +1,150 @@
+"""A file that appears under its name complete or not at all.
+
+The bytes go to a temporary file beside the final name; `commit` flushes them to the disk and renames. Leaving the
+`with` block without `commit` (an error, Ctrl-C) removes the temporary file and leaves the final name as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+from trol_runtime.errors import TrolError, UsageError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+class AtomicFile:
+    """Write-once file at `path`; `needed_bytes` is the size it will have, if known, and is compared with the free disk.
+
+    Raises UsageError when `path` exists (unless `overwrite`), is not a regular file, or lies in no directory;
+    TrolError when the disk is full or refuses the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, needed_bytes: int = 0) -> None:
+        self.path = Path(path)
+        self._overwrite = overwrite
+        self._needed_bytes = 0
+        self._written = 0
+        self._require_free_name()
+        if not self.path.parent.is_dir():
+            raise UsageError(f"{self.path}: directory {self.path.parent} does not exist; create it first")
+        self.require_free_bytes(needed_bytes)
+        self.temporary_path = self.path.with_name(f"{self.path.name}.{os.urandom(4).hex()}.partial")
+        self._file: FileIO | None = None
+
+    def __enter__(self) -> AtomicFile:
+        try:
+            # Unbuffered: a full disk shows at the write that meets it, and nothing is left to flush when leaving.
+            self._file = FileIO(self.temporary_path, "xb")
+        except OSError as error:
+            raise self._failure(error) from error
+        except BaseException:  # Ctrl-C between the file's creation and the line above: no `with` block knows of it yet
+            self.temporary_path.unlink(missing_ok=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.temporary_path.unlink(missing_ok=True)
+
+    def require_free_bytes(self, needed: int) -> None:
+        """Raise TrolError unless the disk of this file has room for `needed` more bytes."""
+        self._needed_bytes = max(self._needed_bytes, self._written + needed)
+        free = shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            raise TrolError(
+                f"{self.path}: needs {needed:,} bytes, its disk has {free:,} free; "
+                "free some or choose another place with -o"
+            )
+
+    @property
+    def _open_file(self) -> FileIO:
+        if self._file is None:
+            raise ValueError(f"{self.path} is not open for writing")
+        return self._file
+
+    def tell(self) -> int:
+        """Bytes from the start of the file to where the next `write` goes."""
+        return self._open_file.tell()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data` at the current position."""
+        rest = memoryview(data).cast("B")
+        try:
+            while rest:
+                written = self._open_file.write(rest)
+                self._written += written
+                rest = rest[written:]
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Replace the bytes at `offset`; the current position stays."""
+        position = self.tell()
+        self._open_file.seek(offset)
+        self.write(data)
+        self._open_file.seek(position)
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to `size` bytes and continue writing there."""
+        self._open_file.seek(size)
+        self._open_file.truncate()
+
+    def sync(self) -> None:
+        """Return once the bytes written so far are on the disk."""
+        try:
+            os.fsync(self._open_file.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def commit(self) -> None:
+        """Give the file its final name, durably. Nothing can be written afterwards."""
+        self.sync()
+        # Again, as minutes may have passed; what is left of the race is the instant before the rename.
+        self._require_free_name()
+        self._open_file.close()
+        try:
+            os.replace(self.temporary_path, self.path)
+        except OSError as error:
+            raise self._failure(error) from error
+        self._file = None
+        _sync_directory(self.path.parent)
+
+    def _require_free_name(self) -> None:
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise UsageError(f"{self.path}: exists and is not a regular file; choose another name")
+        if not self._overwrite and os.path.lexists(self.path):
+            raise UsageError(f"{self.path}: already exists; choose another name with -o")
+
+    def _failure(self, error: OSError) -> TrolError:
+        if error.errno in _NO_ROOM:
+            free = shutil.disk_usage(self.path.parent).free + self._written
+            needed = f" of {self._needed_bytes:,} needed" if self._needed_bytes else ""
+            return TrolError(
+                f"{self.path}: disk full after {self._written:,} bytes{needed}; "
+                f"{free:,} bytes are free without it; free some or choose another place with -o"
+            )
+        return TrolError(f"{self.path}: cannot be written ({error.strerror}); choose another place with -o")
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` durable, where the system lets directories be opened (not Windows)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Some network file systems refuse; the file is complete under its name either way.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
