@@ -1,0 +1,190 @@
+"""trol-inspect: what an engine file holds, what it runs on, its parity record; and what this machine is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NoReturn
+
+from trol_runtime.bundle import Bundle
+from trol_runtime.command import run_script
+from trol_runtime.command_parser import CommandParser
+from trol_runtime.errors import UsageError
+from trol_runtime.memory_need import memory_need, readable
+from trol_runtime.system_report import SystemReport, system_report
+
+EXAMPLES = (
+    ("engine.plan", "what is inside, what it runs on, its parity record"),
+    ("engine.plan --json", "the manifest and the file's size, for scripts"),
+    ("engine.plan --verify", "also read every block of the weights and compare SHA-256"),
+    ("engine.plan --extract graphs/prefill.onnx -o prefill.onnx", "copy one entry out"),
+    ("--system", "CPU, memory and versions here; needs no engine file"),
+)
+
+# Tables of the manifest come with sorted keys; these columns read better in this order, others follow.
+_COLUMNS = (
+    *("target", "precision", "roles", "sm", "built with"),
+    *("entry", "bytes", "output", "part", "max_abs", "max_abs_diff", "limit", "cosine", "least_cosine", "verdict"),
+)
+_NUMBER = re.compile(r"-?[\d,]+(\.\d+)?(e[+-]\d+)?")
+
+
+def script() -> NoReturn:
+    """Console entry point."""
+    run_script("trol-inspect", main)
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Parse, look, print; returns the exit code."""
+    arguments = _parse(argv)
+    if arguments.system:
+        report = system_report()
+        print(json.dumps(report.to_json()) if arguments.json else describe_system(report))
+        return 0
+    bundle = Bundle.open(arguments.engine)
+    if arguments.verify:
+        bundle.verify()
+        blocks = len(bundle.manifest.sha256.arena_blocks)
+        print(f"{bundle.path}: {len(bundle.entries)} entries and {blocks} blocks of weights verified", file=sys.stderr)
+    if arguments.extract is not None:
+        # Entry names are plain relative paths (Bundle.open sees to it): the last part is safe as a file name.
+        destination = arguments.output or PurePosixPath(arguments.extract).name
+        bundle.extract(arguments.extract, destination)
+        print(f"{destination}: {bundle.entries[arguments.extract].size:,} bytes written", file=sys.stderr)
+    elif arguments.json:
+        manifest = json.loads(bundle.manifest_bytes)
+        print(json.dumps({**manifest, "file_bytes": bundle.file_bytes}, sort_keys=True))
+    else:
+        print(describe(bundle))
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser("trol-inspect", EXAMPLES)
+    parser.add_argument("engine", nargs="?", metavar="engine.plan", help="engine file written by trol-export")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--verify", action="store_true", help="check every block of the weights, too")
+    parser.add_argument("--extract", metavar="ENTRY", help="copy this entry of the engine file to a new file")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the new file (default: the entry's last name part)")
+    parser.add_argument("--system", action="store_true", help="describe this machine instead of an engine file")
+    arguments = parser.parse_args(argv)
+    if arguments.system and (arguments.engine or arguments.verify or arguments.extract):
+        raise UsageError("--system describes this machine: leave out the engine file and its options")
+    if not arguments.system and arguments.engine is None:
+        raise UsageError("which engine file? Type: trol-inspect engine.plan (or trol-inspect --system)")
+    if arguments.output is not None and arguments.extract is None:
+        raise UsageError("-o names the file for --extract ENTRY; add --extract, or leave out -o")
+    if arguments.json and arguments.extract is not None:
+        raise UsageError("--json and --extract exclude each other; run trol-inspect twice")
+    return arguments
+
+
+def describe(bundle: Bundle) -> str:
+    """The engine file for a person: one fact per line, tables with a fixed column order."""
+    manifest = bundle.manifest
+    vision, decoder = manifest.model.vision, manifest.model.decoder
+    weights = sum(tensor.nbytes for tensor in manifest.tensors.values())
+    side = vision.image_size
+    facts = {
+        "file": f"{bundle.path}, {bundle.file_bytes:,} bytes, format {manifest.format}",
+        "model": f"{manifest.model.arch}, {decoder.layers} layers, hidden {decoder.hidden_size:,}, "
+        f"{decoder.heads} heads ({decoder.kv_heads} for K/V), vocabulary {decoder.vocab_size:,}",
+        "vision": f"{vision.kind}, {vision.layers} layers, {side} x {side} pixels, "
+        f"{vision.tokens_per_crop:,} tokens per crop",
+        "precision": manifest.precision,
+        "limits": f"{manifest.limits.max_seq:,} tokens per row, {manifest.limits.max_batch} rows",
+        "weights": f"{weights:,} bytes in {len(manifest.tensors):,} tensors",
+        "K/V cache": f"{manifest.model.kv_bytes_per_token():,} bytes per token and row (fp32)",
+        "CPU memory": str(memory_need(manifest)),
+        "prompt": "template stored" if manifest.prompt else "none: exported with --no-tokenizer, takes token ids only",
+        "generation": _inline(manifest.generation),
+        "producer": _inline(manifest.producer),
+    }
+    plans = [
+        {
+            "target": plan.target,
+            "precision": plan.precision,
+            "roles": ", ".join(plan.roles),
+            "sm": plan.sm or "-",
+            "built with": _inline(plan.versions),
+        }
+        for plan in manifest.plans
+    ]
+    entries = [{"entry": entry.name, "bytes": f"{entry.size:,}"} for entry in bundle.entries.values()]
+    sections = [
+        "\n".join(_aligned(facts.items())),
+        _section("runs on", {"plans": plans} if plans else {}),
+        _section("entries", {"entries": entries}),
+        _section("parity", manifest.parity),
+        _section("fp16 range", manifest.fp16_range),
+    ]
+    return "\n\n".join(sections)
+
+
+def describe_system(report: SystemReport) -> str:
+    """The machine for a person: one fact per line."""
+    facts = {
+        "CPU": f"{report.cpu}, {report.cores} usable cores",
+        "memory": f"{_bytes(report.memory_total)}, {_bytes(report.memory_available)} available",
+        "system": report.system,
+        "Python": report.python,
+        **{name: installed or "not installed" for name, installed in report.packages.items()},
+        **{f"runs {target} engines": answer for target, answer in report.runs.items()},
+    }
+    return "\n".join(_aligned(facts.items()))
+
+
+def _section(title: str, record: Mapping[str, Any]) -> str:
+    """A JSON object for a person: plain values one per line, lists of objects as tables."""
+    lines = [f"{title}:" if record else f"{title}: nothing recorded"]
+    tables = {key: value for key, value in record.items() if _is_table(value)}
+    lines += [f"  {line}" for line in _aligned((key, _inline(v)) for key, v in record.items() if key not in tables)]
+    for rows in tables.values():
+        lines += [f"  {line}" for line in _table(rows)]
+    return "\n".join(lines)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per row under a heading line; columns of numbers to the right."""
+    names = sorted({name for row in rows for name in row}, key=_column_rank)
+    columns = [_aligned_column(name, [_inline(row.get(name, "-")) for row in rows]) for name in names]
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def _column_rank(name: str) -> tuple[int, str]:
+    return (_COLUMNS.index(name) if name in _COLUMNS else len(_COLUMNS), name)
+
+
+def _aligned_column(name: str, cells: list[str]) -> list[str]:
+    width = max(len(name), *map(len, cells))
+    numeric = all(_NUMBER.fullmatch(cell) for cell in cells)
+    return [f"{cell:>{width}}" if numeric else f"{cell:<{width}}" for cell in (name, *cells)]
+
+
+def _aligned(facts: Iterable[tuple[str, str]]) -> list[str]:
+    facts = list(facts)
+    width = max((len(name) for name, _ in facts), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in facts]
+
+
+def _inline(value: Any) -> str:
+    """A JSON value on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_inline, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _bytes(count: int | None) -> str:
+    return "unknown" if count is None else readable(count)
