@@ -1,0 +1,174 @@
+"""The CPU backend: caches written in place, both roles on one set of weights, clear words about files and packages."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from small_engine import write_small_engine
+from small_prompts import picture, text_ids
+from trol_runtime import TroL
+from trol_runtime.bundle import Bundle
+from trol_runtime.cpu_backend import CpuBackend, mapped_session
+from trol_runtime.errors import EngineFileError, MissingExtraError, NumericError
+from trol_runtime.kv_cache import KVCache
+from trol_runtime.model_config import ModelConfig
+from trol_runtime.rope import rope_rows
+
+
+@pytest.fixture(scope="module")
+def bundle(arch: Any, micro_engine: Callable[..., Path]) -> Bundle:
+    return Bundle.open(micro_engine(arch))
+
+
+@pytest.fixture(scope="module")
+def backend(bundle: Bundle) -> CpuBackend:
+    return CpuBackend(bundle)
+
+
+@pytest.fixture
+def config(bundle: Bundle) -> ModelConfig:
+    return bundle.manifest.model
+
+
+def cache_of(config: ModelConfig, rows: int = 1, tokens: int = 100) -> KVCache:
+    cache = KVCache(config.decoder, max_tokens=640)
+    cache.allocate(rows, tokens)
+    return cache
+
+
+def prefill(backend: CpuBackend, cache: KVCache, config: ModelConfig, tokens: int) -> np.ndarray:
+    cos, sin = rope_rows(config.decoder, np.arange(tokens)[None], tokens)
+    return backend.prefill(cache, text_ids(config, tokens), None, cos, sin)
+
+
+def decode(backend: CpuBackend, cache: KVCache, config: ModelConfig, lengths: list[int]) -> np.ndarray:
+    written = np.array(lengths)
+    tables = [rope_rows(config.decoder, np.array([[length]]), length + 1) for length in lengths]
+    cos, sin = (np.concatenate(table) for table in zip(*tables, strict=True))
+    mask = (np.arange(cache.capacity) <= written[:, None])[:, None, None]
+    return backend.decode(cache, np.full(len(lengths), 5), written, mask, cos, sin)
+
+
+def written_positions(cache: KVCache, row: int = 0) -> list[int]:
+    """Positions that hold something, which are the same in every key and value of every layer."""
+    filled = {tuple(np.flatnonzero(buffer[row].any(axis=(0, 2))).tolist()) for buffer in cache.buffers}
+    assert len(filled) == 1
+    return list(filled.pop())
+
+
+def test_prefill_writes_its_rows_into_the_buffers_it_is_given(backend: CpuBackend, config: ModelConfig) -> None:
+    cache = cache_of(config)
+    addresses = [buffer.ctypes.data for buffer in cache.buffers]
+    prefill(backend, cache, config, tokens=9)
+    assert written_positions(cache) == list(range(9))
+    assert [buffer.ctypes.data for buffer in cache.buffers] == addresses
+
+
+def test_decode_adds_one_position_in_place_and_leaves_the_others(backend: CpuBackend, config: ModelConfig) -> None:
+    cache = cache_of(config)
+    prefill(backend, cache, config, tokens=9)
+    before = [buffer.copy() for buffer in cache.buffers]
+    addresses = [buffer.ctypes.data for buffer in cache.buffers]
+    decode(backend, cache, config, [9])
+    assert written_positions(cache) == list(range(10))
+    for old, new in zip(before, cache.buffers, strict=True):
+        np.testing.assert_array_equal(new[:, :, :9], old[:, :, :9])
+    assert [buffer.ctypes.data for buffer in cache.buffers] == addresses
+
+
+def test_every_row_of_a_batch_has_a_position_of_its_own(backend: CpuBackend, config: ModelConfig) -> None:
+    cache = cache_of(config, rows=2)
+    prefill(backend, cache.row(0), config, tokens=9)
+    prefill(backend, cache.row(1), config, tokens=4)
+    assert decode(backend, cache, config, [9, 4]).shape == (2, config.decoder.vocab_size)
+    assert [written_positions(cache, row) for row in range(2)] == [list(range(10)), list(range(5))]
+
+
+def test_what_lies_beyond_a_rows_length_has_no_effect(backend: CpuBackend, config: ModelConfig) -> None:
+    clean, used = cache_of(config), cache_of(config)
+    for buffer in used.buffers:
+        buffer[:, :, 9:] = 1e3
+    for cache in (clean, used):
+        prefill(backend, cache, config, tokens=9)
+    np.testing.assert_array_equal(decode(backend, used, config, [9]), decode(backend, clean, config, [9]))
+
+
+def test_logits_stay_when_the_next_run_comes(backend: CpuBackend, config: ModelConfig) -> None:
+    """The array is the caller's, not a buffer of ONNX Runtime's that is written again."""
+    cache = cache_of(config)
+    logits = prefill(backend, cache, config, tokens=9)
+    kept = logits.copy()
+    decode(backend, cache, config, [9])
+    np.testing.assert_array_equal(logits, kept)
+
+
+def test_vision_is_loaded_with_the_first_picture(model: TroL, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[bytes] = []
+    session = onnxruntime.InferenceSession
+
+    def recorded(graph: bytes, *arguments: Any, **options: Any) -> Any:
+        loaded.append(graph)
+        return session(graph, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    backend = CpuBackend(bundle)
+    assert len(loaded) == 1
+    for _ in range(2):
+        backend.encode(model.preprocess([picture(20, 20)]))
+        assert len(loaded) == 2
+
+
+def test_an_engine_without_a_cpu_plan_says_how_to_get_one(tmp_path: Path) -> None:
+    engine = write_small_engine(tmp_path / "engine.plan")
+    with pytest.raises(EngineFileError) as caught:
+        CpuBackend(Bundle.open(engine))
+    assert str(caught.value) == (
+        f"{engine} has no CPU plan (plans/cpu/model.onnx is missing); export it with: trol-export --target cpu"
+    )
+
+
+@pytest.mark.parametrize("graph", [b"", b"no protobuf", b"\x08\x0a", b"\x0b"])
+def test_a_graph_that_onnxruntime_refuses_is_one_line(bundle: Bundle, graph: bytes) -> None:
+    with pytest.raises(EngineFileError) as caught:
+        mapped_session(bundle, graph)
+    message = str(caught.value)
+    assert message.startswith(f"{bundle.path.resolve()}: onnxruntime {onnxruntime.__version__} cannot load a graph (")
+    assert message.endswith("); upgrade onnxruntime or export the engine again")
+    assert "\n" not in message
+
+
+def test_a_missing_onnxruntime_is_one_line_with_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError) as caught:
+        CpuBackend(bundle)
+    assert str(caught.value) == (
+        "the CPU backend needs onnxruntime, not installed here; on Python 3.11 or newer install it with: "
+        "pip install 'trol-export[cpu]'"
+    )
+
+
+def test_weights_that_are_no_numbers_are_an_error(bundle: Bundle, config: ModelConfig, tmp_path: Path) -> None:
+    engine = Path(shutil.copy(bundle.path, tmp_path / "engine.plan"))
+    name = "output.weight" if config.arch == "internlm2" else "language_model.lm_head.weight"
+    with engine.open("r+b") as file:
+        file.seek(bundle.arena_offset + bundle.manifest.tensors[name].offset)
+        file.write(np.float32(np.nan).tobytes())
+    with pytest.raises(NumericError) as caught:
+        TroL.load(engine).session.prefill(text_ids(config, 5))
+    assert str(caught.value) == (
+        "the logits of row 0 are not finite; check the weights with: trol-inspect ENGINE --verify, or export fp32"
+    )
+
+
+def test_the_number_of_threads_does_not_change_the_choice(bundle: Bundle, config: ModelConfig) -> None:
+    ids = text_ids(config, 50)
+    one, two = (TroL(bundle, threads).session.prefill(ids) for threads in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-4 * np.abs(one).max())
