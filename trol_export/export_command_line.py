@@ -1,0 +1,121 @@
+"""trol-export: from a TroL checkpoint to one engine.plan."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trol_runtime.command import run_script
+from trol_runtime.command_parser import CommandParser
+from trol_runtime.errors import MissingExtraError, UsageError
+
+PRECISIONS = ("fp32", "fp16")
+TARGETS = ("cpu",)
+EXAMPLES = (
+    ("--size 1.8b --precision fp16", "fetch BK-Lee/TroL-1.8B and write engine.plan"),
+    ("--checkpoint DIR --precision fp32 -o trol.plan", "from files you have"),
+    ("--checkpoint DIR --precision fp16 --onnx-dir onnx", "also leave the graphs as .onnx files"),
+    ("--check DIR", "list everything about a checkpoint that would stop an export"),
+)
+_CHECK_OPTIONS = ("check", "revision", "json")
+# What an export needs beyond the runtime, as importable modules.
+NEEDED = ("torch", "onnx", "onnx_ir", "onnxruntime", "safetensors", "sentencepiece", "huggingface_hub", "tqdm")
+
+
+def script() -> NoReturn:
+    """Console entry point."""
+    run_script("trol-export", main)
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Parse, export or check, print the record; returns the exit code."""
+    arguments = _parse(argv)
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"exporting needs {', '.join(missing)}, not installed here; "
+            "install with: pip install 'trol-export[export,cpu]'"
+        )
+    return _check(arguments) if arguments.check is not None else _export(arguments)
+
+
+def _parse(argv: Sequence[str] | None) -> Namespace:
+    parser = CommandParser("trol-export", EXAMPLES)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--size", metavar="S", help="a released model: 1.8b, 3.8b or 7b")
+    source.add_argument("--checkpoint", metavar="DIR|HF-ID", help="a checkpoint's folder, or a repository of the hub")
+    source.add_argument("--check", metavar="DIR|HF-ID", help="report on a checkpoint and write nothing")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit on the hub (default: main)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp16", help="how weights are stored (default: fp16)"
+    )
+    parser.add_argument("--target", choices=TARGETS, default="cpu", help="what the engine runs on (default: cpu)")
+    parser.add_argument("--max-seq", type=int, metavar="N", help="tokens of a row, answer included (default: 4096)")
+    parser.add_argument("--max-batch", type=int, metavar="N", default=5, help="rows of a batch (default: 5)")
+    parser.add_argument("--no-tokenizer", action="store_true", help="an engine for token ids, without text")
+    parser.add_argument("-o", "--output", metavar="FILE", default="engine.plan", help="default: engine.plan")
+    parser.add_argument("--onnx-dir", metavar="DIR", help="also write graphs and weights there, for other tools")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.check is not None:
+        ignored = [name for name in vars(arguments) if name not in _CHECK_OPTIONS]
+        given = [name for name in ignored if getattr(arguments, name) != parser.get_default(name)]
+        if given:
+            raise UsageError(f"--check writes nothing: leave out --{given[0].replace('_', '-')}")
+    return arguments
+
+
+def _check(arguments: Namespace) -> int:
+    from trol_export.checkpoint_check import check_checkpoint
+
+    report = check_checkpoint(arguments.check, arguments.revision)
+    print(json.dumps(report.to_json()) if arguments.json else report.table())
+    return 0 if report.ok else 1
+
+
+def _export(arguments: Namespace) -> int:
+    from trol_export.pipeline import ExportRequest, export_engine
+
+    request = ExportRequest(
+        source=arguments.checkpoint or arguments.size,
+        is_size=arguments.size is not None,
+        revision=arguments.revision,
+        output=Path(arguments.output),
+        precision=arguments.precision,
+        max_seq=arguments.max_seq,
+        max_batch=arguments.max_batch,
+        tokenizer=not arguments.no_tokenizer,
+        onnx_dir=Path(arguments.onnx_dir) if arguments.onnx_dir else None,
+        overwrite=arguments.overwrite,
+    )
+    manifest = export_engine(request)
+    if request.precision == "fp16" and manifest.fp16_range["verdict"] != "fits":
+        print(
+            f"warning: fp16 {manifest.fp16_range['verdict']}: the CPU computes in fp32 and is not affected, the stored "
+            "fp16 graphs are",
+            file=sys.stderr,
+        )
+    if arguments.json:
+        record = {"engine": str(request.output), "parity": manifest.parity, "fp16_range": manifest.fp16_range}
+        print(json.dumps(record))
+        return 0
+    print(_parity_table(manifest.parity["outputs"]))
+    print(f"activations against fp16's range: {manifest.fp16_range['verdict']}")
+    print(f"{request.output}: {request.output.stat().st_size:,} bytes, parity {manifest.parity['verdict']}")
+    return 0
+
+
+def _parity_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per output: the difference and its limit, the cosine and its limit, the verdict."""
+    width = max(len(row["output"]) for row in rows)
+    return "\n".join(
+        f"{row['output']:<{width}}  max|d| {row['max_abs_diff']:.2e} (limit {row['limit']:.2e})  "
+        f"cosine {row['cosine']:.8f} (limit {row['least_cosine']})  {row['verdict']}"
+        for row in rows
+    )
