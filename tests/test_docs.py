@@ -1,0 +1,159 @@
+"""What the pages promise: every command can be typed, every link leads somewhere, output shown is what comes out."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golden import seeded_checkpoint
+from trol_export import export_command_line
+from trol_runtime import command, inspect_command_line, run_command_line
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = [
+    *sorted(REPOSITORY.glob("*.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    REPOSITORY / "benchmarks/README.md",
+    REPOSITORY / "tests/golden/README.md",
+]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PARSERS = {
+    "trol-export": export_command_line._parse,
+    "trol-run": run_command_line._parse,
+    "trol-inspect": inspect_command_line._parse,
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+def typed_commands() -> Iterator[tuple[str, str]]:
+    """Name of the page and command, for every line of a console block that begins with a prompt."""
+    for path in PAGES:
+        for block in blocks(path.read_text(encoding="utf-8"), "console"):
+            yield from ((path.name, line[2:]) for line in block.splitlines() if line.startswith("$ "))
+
+
+COMMANDS = list(typed_commands())
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("trol-")])
+def test_the_command_takes_the_arguments_that_the_page_gives_it(page: str, line: str) -> None:
+    name, *arguments = shlex.split(line.split(" < ")[0])
+    PARSERS[name](arguments)
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("make ")])
+def test_make_has_the_target(page: str, line: str) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("pip ")])
+def test_the_extras_of_an_install_command_exist(page: str, line: str) -> None:
+    pyproject = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    # Of the clone one is in: nothing is published.
+    requirement = re.fullmatch(r"pip install '\.\[([\w,]+)\]'", line)
+    assert requirement
+    for extra in requirement[1].split(","):
+        assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("python ")])
+def test_the_command_that_makes_a_checkpoint_takes_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, page: str, line: str
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(seeded_checkpoint, "write_checkpoint", lambda *arguments: asked.append(arguments[:4]))
+    _, program, name, directory, *options = shlex.split(line)
+    assert (REPOSITORY / program).samefile(seeded_checkpoint.__file__)
+    seeded_checkpoint.main([name, directory, *options])
+    assert asked == [(seeded_checkpoint.CONFIGS[name], Path(directory), 0, options[options.index("--dtype") + 1])]
+
+
+def test_every_command_line_on_a_page_is_one_that_is_checked() -> None:
+    assert {line.split()[0] for _, line in COMMANDS} <= {*PARSERS, "make", "pip", "python"}
+
+
+def test_the_help_page_is_current() -> None:
+    writer = runpy.run_path(str(REPOSITORY / "docs" / "write_commands.py"))
+    written = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
+    # Python versions wrap lines differently.
+    assert written.split() == writer["page"]().split(), "stale; run: python docs/write_commands.py"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_within_the_repository_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_every_cost_in_the_readme_stands_in_the_page_of_the_benchmarks() -> None:
+    measured = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    table = README.split("### What it costs")[1].split("\n## ")[0]
+    costs = re.findall(r"(\d+\.\d+|\d+) (?:s|ms|GiB)\b", table)
+    assert len(costs) == 10
+    assert set(costs) <= set(re.findall(r"\d+\.\d+|\d+", measured))
+
+
+def test_the_readme_knows_the_exit_codes() -> None:
+    assert command.__doc__
+    documented = set(re.findall(r"^\| (\d+) \|", README, re.MULTILINE))
+    assert documented == set(re.findall(r"\b\d+\b", command.__doc__.split("Exit codes:")[1]))
+
+
+def test_the_changelog_has_a_section_for_this_version() -> None:
+    version = re.search(r'^version = "(.+)"', (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert version
+    assert f"\n## {version[1]} - " in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("snippet", blocks(README, "python"), ids=["text", "arrays"])
+def test_the_readmes_python_runs(
+    micro_engine: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    snippet: str,
+) -> None:
+    (tmp_path / "engine.plan").symlink_to(micro_engine("internlm2"))
+    (tmp_path / "x.png").symlink_to(REPOSITORY / "examples" / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    (shown,) = blocks(README, "text")
+    demo = subprocess.run(
+        [sys.executable, REPOSITORY / "examples" / "demo.py", tmp_path / "demo"],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    assert demo.returncode == 0, demo.stdout
+    printed = demo.stdout.replace(str(tmp_path), "build")
+    assert without_times(shown) in without_times(printed)
+    assert "parity pass" in printed
+
+
+def without_times(output: str) -> str:
+    return re.sub(r'"timings_ms": \{[^}]*\}', '"timings_ms": ...', output)
+
+
+def test_the_picture_of_the_demo_is_the_one_that_is_drawn() -> None:
+    from PIL import Image, ImageChops
+
+    drawing = runpy.run_path(str(REPOSITORY / "examples" / "draw_picture.py"))
+    with Image.open(drawing["PICTURE"]) as shipped:
+        assert ImageChops.difference(shipped, drawing["draw_picture"]()).getbbox() is None
