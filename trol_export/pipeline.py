@@ -68,8 +68,7 @@ class ExportRequest:
 def export_engine(request: ExportRequest) -> Manifest:
     """Write `request.output` and return its manifest, parity record included.
 
-    Raises CheckpointError, UsageError and other TrolErrors; nothing gets the output's name
-    unless parity holds.
+    Raises CheckpointError, UsageError and other TrolErrors; nothing gets the output's name unless parity holds.
     """
     _check_request(request)
     onnxruntime = require_onnxruntime()  # runs the parity check, after all the work

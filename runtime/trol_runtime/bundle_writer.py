@@ -48,14 +48,14 @@ class ArenaShape(Protocol):
 
 
 class BundleWriter:
-    """Writes the engine file `path`; `needed_bytes` is its expected size, compared with the free disk before any work.
+    """Writes the engine file `path`; `require_free_bytes` compares its expected size with the disk before any work.
 
     Raises UsageError when `path` exists (unless `overwrite`) or lies in no directory, TrolError when the disk is full
     or refuses the file. Entry names are plain relative paths and unique (ValueError otherwise).
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, needed_bytes: int = 0) -> None:
-        self._file = AtomicFile(path, overwrite=overwrite, needed_bytes=needed_bytes)
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self._file = AtomicFile(path, overwrite=overwrite)
         self._records: list[Record] = []
         self._sha256: dict[str, str] = {}
         self._arena_blocks: tuple[str, ...] = ()

@@ -196,7 +196,7 @@ def test_an_existing_engine_is_refused_before_any_work_unless_overwrite_is_asked
 
 def test_too_little_disk_for_the_whole_engine_is_found_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(TrolError, match=r"needs 1,000,000,000,000,000 bytes, its disk has [\d,]+ free"):
-        BundleWriter(tmp_path / "engine.plan", needed_bytes=10**15)
+        BundleWriter(tmp_path / "engine.plan").require_free_bytes(10**15)
 
 
 def test_too_little_disk_for_the_weights_is_found_before_they_are_read(tmp_path: Path) -> None:
