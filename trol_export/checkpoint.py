@@ -22,6 +22,7 @@ import numpy as np
 from trol_export.weight_conversion import FLOAT_TYPES, FloatType, convert
 from trol_export.weight_files import SafetensorsFile, TensorInfo, TorchFile, WeightFile
 from trol_runtime.errors import CheckpointError
+from trol_runtime.one_line import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +183,9 @@ def _read_weights(directory: Path, problems: list[str]) -> dict[str, StoredTenso
                 problems.append(f"{file.path}: tensor '{name}' is also in {stored[name].file.path.name}, expected once")
             stored[name] = StoredTensor(file, name)
         for name in sorted(promised - file.tensors.keys()):
-            problems.append(f"{file.path} lacks tensor '{name}', which the index says it holds; fetch both again")
+            problems.append(
+                one_line(f"{file.path} lacks tensor '{name}', which the index says it holds; fetch both again")
+            )
     return stored
 
 
@@ -211,8 +214,10 @@ def _read_index(index: Path) -> dict[str, set[str]]:
         raise CheckpointError(f"{index} has no weight_map of tensor names to files; fetch it again")
     layout: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index} names the shard {shard!r}, expected a file name beside it; fetch it again")
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable() or len(shard) > 255:
+            raise CheckpointError(
+                f"{index} names the shard {one_line(repr(shard))}, expected a file name beside it; fetch it again"
+            )
         layout.setdefault(shard, set()).add(name)
     return layout
 
@@ -223,7 +228,8 @@ def effective_gate(gating: Mapping[str, TensorInfo]) -> dict[str, str]:
     Upstream builds one gate and lists it once per layer; loading copies every entry into that one, in order, so
     the last layer's entry is the gate of all layers and the others have no effect.
     """
-    layers = [int(name.partition(".")[0]) for name in gating if name.partition(".")[0].isdecimal()]
+    numbers = [name.partition(".")[0] for name in gating]
+    layers = [int(number) for number in numbers if number.isdecimal() and len(number) <= len(str(MOST_LAYERS))]
     if not layers:
         return {}
     names = (f"{max(layers)}.weight", f"{max(layers)}.bias")
@@ -245,7 +251,7 @@ def check_tensors(headers: Headers, expected: Mapping[str, tuple[int, ...]], dea
     found = [(tensors[name], shape) for name, shape in expected.items() if name in tensors]
     misshapen = [f"'{t.name}' is {list(t.shape)}, expected {list(shape)}" for t, shape in found if t.shape != shape]
     mistyped = [f"'{t.name}' is {t.dtype}, expected F32, F16 or BF16" for t, _ in found if t.dtype not in FLOAT_TYPES]
-    return missing + unexpected + misshapen + mistyped + _check_gating(headers)
+    return [one_line(line, most=1000) for line in missing + unexpected + misshapen + mistyped + _check_gating(headers)]
 
 
 def _check_gating(headers: Headers) -> list[str]:

@@ -17,6 +17,7 @@ from trol_export.checkpoint import MOST_LAYERS, require_none
 from trol_export.config_section import Findings, Section, is_positive, is_token
 from trol_export.token_ids import NO_TOKENIZER, TokenIds
 from trol_runtime.model_config import ClipVision, Decoder, InternVitVision, ModelConfig, Rope
+from trol_runtime.one_line import one_line
 from trol_runtime.prompt import official_template
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -114,7 +115,8 @@ def examine_config(
     for section in sections:
         _note_generation(section)
         section.note_unread_keys(NEVER_READ)
-    return ConfigReading(model if findings.sizes_known else None, findings.deviations, findings.notes)
+    deviations, notes = map(one_line, findings.deviations), map(one_line, findings.notes)
+    return ConfigReading(model if findings.sizes_known else None, list(deviations), list(notes))
 
 
 # --- language trunks ----------------------------------------------------------------------------------------------

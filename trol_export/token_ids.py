@@ -23,6 +23,10 @@ TOKENIZER_FILES = (
 )
 
 
+# Of an id: any more is no id, and Python refuses to read thousands.
+_MOST_DIGITS = 18
+
+
 @dataclass(frozen=True)
 class TokenIds:
     """What tokenizer files say: every piece's id, and the id of the end of sequence."""
@@ -56,9 +60,9 @@ def _ids_by_piece(directory: Path) -> dict[str, int]:
             ids[str(entry.get("content"))] = entry.get("id")
     settings = read_optional_json_object(directory / "tokenizer_config.json")
     for number, entry in _object(settings, "added_tokens_decoder").items():
-        if isinstance(entry, dict) and number.isdecimal():
+        if isinstance(entry, dict) and number.isdecimal() and len(number) <= _MOST_DIGITS:
             ids[str(entry.get("content"))] = int(number)
-    return {piece: token for piece, token in ids.items() if isinstance(token, int)}
+    return {piece: token for piece, token in ids.items() if type(token) is int}
 
 
 def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

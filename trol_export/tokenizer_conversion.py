@@ -24,7 +24,9 @@ from tokenizers import Tokenizer
 from trol_export.checkpoint import read_json_object, read_optional_json_object
 from trol_runtime.errors import CheckpointError
 from trol_runtime.model_config import ModelConfig
+from trol_runtime.one_line import one_line
 from trol_runtime.prompt import PromptTemplate, official_template
+from trol_runtime.tokenizer_form import require_sentencepiece_form
 
 # Control pieces in all but name: SentencePiece has them as ordinary user-defined pieces.
 _PLACEHOLDER = re.compile(r"\[UNUSED_TOKEN_\d+\]|<\|placeholder\d+\|>")
@@ -33,6 +35,9 @@ _PLACEHOLDER = re.compile(r"\[UNUSED_TOKEN_\d+\]|<\|placeholder\d+\|>")
 _PHI3_STRIP_RIGHT = frozenset(
     ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", *(f"<|placeholder{n}|>" for n in range(1, 7))]
 )
+
+# Released models have pieces of up to 128 characters; every cut of a piece is tried when merges are made of them.
+_LONGEST_PIECE = 1000
 
 # SentencePiece spells NUL with its byte piece although some models hold a piece for it.
 _NOT_TEXT = frozenset("\0")
@@ -124,22 +129,27 @@ def _converted(directory: Path, config: ModelConfig) -> tuple[dict[str, Any], Pa
 
 def _require_sentencepiece_form(tokenizer: dict[str, Any], path: Path) -> None:
     """Refuse what the runtime cannot turn back into text piece by piece (GPT-2's byte alphabet, WordPiece)."""
-    _load(tokenizer, path)
-    model = tokenizer["model"]
-    if model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
+    try:
+        require_sentencepiece_form(tokenizer)
+    except ValueError as error:
         raise CheckpointError(
-            f"{path} holds a {model.get('type', 'BPE')} model without byte fallback: expected SentencePiece BPE "
-            "(▁ for a space, <0x0A> for a byte); take the tokenizer files of the TroL checkpoint"
-        )
+            f"{path} {one_line(error)}: expected SentencePiece BPE (▁ for a space, <0x0A> for a byte); "
+            "take the tokenizer files of the TroL checkpoint"
+        ) from None
+    _load(tokenizer, path)
     tokenizer.setdefault("added_tokens", [])
+    # The official code passes neither: prompts are never shortened or filled.
+    tokenizer["truncation"] = tokenizer["padding"] = None
 
 
 def _load(tokenizer: dict[str, Any], source: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(json.dumps(tokenizer))
-    except Exception as error:  # the library raises nothing more specific
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing more specific; its panics are no Exception
         raise CheckpointError(
-            f"{source} is not a tokenizer that the tokenizers library reads ({error}): download it again"
+            f"{source} is not a tokenizer that the tokenizers library reads ({one_line(error)}): download it again"
         ) from None
 
 
@@ -203,7 +213,7 @@ def _deviations(tokenizer: dict[str, Any], source: Path, config: ModelConfig) ->
     for piece, token in vocab.items():
         pieces.setdefault(token, []).append(piece)
     found += [f"{sorted(same)} share id {token}" for token, same in pieces.items() if len(same) > 1]
-    return found
+    return [one_line(deviation) for deviation in found]
 
 
 def _tokenizer_from_sentencepiece(directory: Path) -> dict[str, Any]:
@@ -260,6 +270,8 @@ def _require_plain_bpe(model: Any, path: Path) -> None:
         "escape_whitespaces on": normalizer.escape_whitespaces,
     }
     wrong = [name for name, holds in expected.items() if not holds]
+    if any(len(piece.piece) > _LONGEST_PIECE for piece in model.pieces):
+        wrong.append(f"pieces of at most {_LONGEST_PIECE} characters")
     if wrong:
         raise CheckpointError(f"{path}: expected {', '.join(wrong)}; take the tokenizer files of the TroL checkpoint")
 
@@ -312,7 +324,7 @@ def _configured_pieces(directory: Path) -> dict[int, AddedPiece]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{directory}: added_tokens.json, special_tokens_map.json or added_tokens_decoder of tokenizer_config.json "
-            f"has an unexpected form ({error!r}): download them again"
+            f"has an unexpected form ({one_line(repr(error))}): download them again"
         ) from None
     return {piece.id: piece for piece in pieces}
 

@@ -12,17 +12,20 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from trol_runtime.errors import CheckpointError
 from trol_runtime.manifest import DTYPE_BYTES
+from trol_runtime.one_line import one_line
 
 # The safetensors format's own limit on its JSON header.
 MAX_HEADER_BYTES = 100_000_000
 
 FETCH_AGAIN = "fetch the file again"
+
+_MOST_BYTES = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,18 @@ class SafetensorsFile:
                 f"its first eight announce a header of {length}; {FETCH_AGAIN}"
             )
         try:
-            header = json.loads(file.read(length), object_pairs_hook=_unique_keys)
+            header = json.loads(file.read(length), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"its header is not JSON: {error}") from None
         if not isinstance(header, dict):
             raise self._damaged("its header is not a JSON object")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise self._damaged("its __metadata__ is not an object of texts")
+        try:
+            "".join((*header, *metadata, *metadata.values())).encode()
+        except UnicodeEncodeError:
+            raise self._damaged("its header holds halves of characters") from None
         return 8 + length, header
 
     def _add(self, name: str, entry: Any) -> None:
@@ -101,11 +110,13 @@ class SafetensorsFile:
             dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         except (TypeError, KeyError, ValueError):
             raise self._damaged(f"the entry of {name!r} lacks dtype, shape or data_offsets") from None
-        if dtype not in DTYPE_BYTES:
+        if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise self._damaged(f"{name!r} has the unknown dtype {dtype!r}")
         if not isinstance(shape, list) or not all(_is_count(n) for n in (*shape, begin, end)):
             raise self._damaged(f"{name!r} has shape {shape} and data_offsets [{begin}, {end}]: not counts")
         info = TensorInfo(name, dtype, tuple(shape))
+        if math.prod(filter(None, shape)) * DTYPE_BYTES[dtype] > _MOST_BYTES:
+            raise self._damaged(f"{name!r} has shape {shape}: more bytes than 64 bits can count")
         if end - begin != info.nbytes:
             raise self._damaged(
                 f"{name!r} spans {end - begin} bytes, its shape {info.shape} in {dtype} needs {info.nbytes}"
@@ -130,7 +141,7 @@ class SafetensorsFile:
             )
 
     def _damaged(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is damaged: {what}; {FETCH_AGAIN}")
+        return CheckpointError(f"{self.path} is damaged: {one_line(what)}; {FETCH_AGAIN}")
 
 
 class TorchFile:
@@ -152,14 +163,19 @@ class TorchFile:
         self._state = self._load(torch)
         self.tensors: dict[str, TensorInfo] = {}
         for name, tensor in self._state.items():
-            if tensor.layout != torch.strided or tensor.dtype not in names:
-                raise CheckpointError(f"{path}: {name!r} is {tensor.layout} of {tensor.dtype}, expected a dense tensor")
+            if tensor.layout != torch.strided or tensor.dtype not in names or tensor.is_meta:
+                found = f"{tensor.layout} of {tensor.dtype}" + (" without values" if tensor.is_meta else "")
+                raise CheckpointError(f"{path}: {one_line(repr(name))} is {found}, expected a dense tensor")
+            # A view can repeat one stored value a trillion times.
+            if tensor.nbytes > tensor.untyped_storage().nbytes():
+                shown = f"{one_line(repr(name))} {list(tensor.shape)}"
+                raise CheckpointError(f"{path}: {shown} has more values than are stored; {FETCH_AGAIN}")
             self.tensors[name] = TensorInfo(name, names[tensor.dtype], tuple(tensor.shape))
 
     def chunks(self, name: str, limit: int) -> Iterator[np.ndarray]:
         import torch
 
-        data = self._state[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        data = self._state[name].detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
         for begin in range(0, data.size, limit):
             yield data[begin : begin + limit]
 
@@ -176,7 +192,7 @@ class TorchFile:
             ) from None
         # torch raises anything from EOFError to IndexError on damaged bytes; all of it means the same to the user.
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = one_line((str(error).splitlines() or [type(error).__name__])[0])
             size = self.path.stat().st_size if self.path.is_file() else 0
             raise CheckpointError(
                 f"{self.path} ({size} bytes) cannot be read as a torch file: {reason}; {FETCH_AGAIN}"
@@ -199,6 +215,10 @@ def _read_exactly(file: Any, chunk: np.ndarray, path: Path) -> None:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it has a {name}")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from trol_runtime import zip_records
 from trol_runtime.atomic_file import AtomicFile
 from trol_runtime.errors import EngineFileError, UsageError
 from trol_runtime.manifest import DTYPE_BYTES, Manifest
+from trol_runtime.manifest_check import require_possible
+from trol_runtime.one_line import one_line
 
 MANIFEST_ENTRY = "manifest.json"
 ARENA_ENTRY = "weights.safetensors"
@@ -49,6 +51,7 @@ class Bundle:
     """An engine file whose structure, manifest and small entries have been verified.
 
     arena_header_bytes: length of the safetensors header, its 8-byte length included: data byte 0 comes right after it.
+    identity: what tells this file from one that takes its name later
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Bundle:
     entries: Mapping[str, Entry]
     arena_header_bytes: int
     file_bytes: int
+    identity: tuple[int, ...]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -83,6 +87,12 @@ class Bundle:
         if hashlib.sha256(data).hexdigest() != self.manifest.sha256.entries[name]:
             raise EngineFileError(f"{self.path}: entry {name!r} changed since the file was opened; load it again")
         return data
+
+    def require_same_file(self) -> None:
+        """Raise EngineFileError when another file has taken the name since `open`, for those who map it by name."""
+        with _reading(self.path) as file:
+            if _identity(file) != self.identity:
+                raise EngineFileError("replaced while it was being loaded; load it again")
 
     def verify(self) -> None:
         """Compare every arena block with its SHA-256; raises EngineFileError naming the first damaged block."""
@@ -148,7 +158,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise EngineFileError(f"{path}: cannot be read ({error.strerror}); expected an engine file") from None
     except EngineFileError as error:
-        raise EngineFileError(f"{path}: {error}") from None
+        raise EngineFileError(f"{path}: {one_line(error)}") from None
 
 
 def _read_bundle(path: Path, file: BinaryIO) -> Bundle:
@@ -162,13 +172,19 @@ def _read_bundle(path: Path, file: BinaryIO) -> Bundle:
         raise EngineFileError(f"damaged or cut short: {error}; copy or export the engine again") from None
     manifest_bytes = _read_manifest_bytes(file, entries, directory.comment)
     manifest = Manifest.from_bytes(manifest_bytes)
+    require_possible(manifest)
     _require_described_entries(entries, manifest)
     for name, sha256 in manifest.sha256.entries.items():
         if _sha256(file, entries[name]) != sha256:
             raise EngineFileError(f"entry {name!r} is damaged (SHA-256 differs); copy or export the engine again")
     arena_header_bytes = _read_arena_header_bytes(file, entries[ARENA_ENTRY])
     _require_tensors_inside_arena(manifest, entries[ARENA_ENTRY].size, arena_header_bytes)
-    return Bundle(path, manifest, manifest_bytes, entries, arena_header_bytes, file_bytes)
+    return Bundle(path, manifest, manifest_bytes, entries, arena_header_bytes, file_bytes, _identity(file))
+
+
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _locate(file: BinaryIO, directory: zip_records.Directory) -> dict[str, Entry]:

@@ -15,6 +15,7 @@ from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import UsageError
 from trol_runtime.memory_need import memory_need, readable
+from trol_runtime.one_line import one_line
 from trol_runtime.system_report import SystemReport, system_report
 
 EXAMPLES = (
@@ -183,7 +184,7 @@ def _inline(value: Any) -> str:
         return ", ".join(map(_inline, value)) or "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else one_line(value)
 
 
 def _bytes(count: int | None) -> str:

@@ -18,6 +18,8 @@ from trol_runtime.prompt import PromptTemplate
 
 FORMAT_VERSION = 1
 
+_MOST_LEVELS = 32
+
 # Bytes per value of the dtypes safetensors names.
 DTYPE_BYTES: Mapping[str, int] = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
@@ -134,6 +136,10 @@ class Manifest:
         """Read `to_bytes`'s result; raises EngineFileError naming what is missing, wrong or newer than this version."""
         try:
             values = json.loads(data)
+            # Python reads more than `to_bytes` can have written: NaN, numbers beyond a float, halves of characters.
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+            if _is_deeper(values, _MOST_LEVELS):
+                raise ValueError(f"more than {_MOST_LEVELS} levels of lists and objects")
         except (ValueError, RecursionError) as error:
             raise EngineFileError(f"manifest.json is not valid JSON ({error}); export the engine again") from None
         if not isinstance(values, dict):
@@ -147,6 +153,12 @@ class Manifest:
             return dataclass_from_json(cls, values)
         except EngineFileError as error:
             raise EngineFileError(f"manifest.json: {error}; export the engine again") from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested in more than so many levels: what shows them goes down as deep."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(item, levels - 1) for item in items)
 
 
 def _require_known_format(version: Any) -> None:

@@ -13,6 +13,7 @@ from typing import BinaryIO, NoReturn
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trol_runtime.errors import PictureError, UsageError
+from trol_runtime.one_line import one_line
 
 # Where Pillow itself stops by default, hence the official code too; decoded, such a picture takes 0.7 GB.
 MAX_PIXELS = 178_956_970
@@ -24,13 +25,13 @@ MAX_PIPE_BYTES = 2**30
 def load_picture(source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image, exif: bool = False) -> Image.Image:
     """Decode one picture to mode RGB, at its own size.
 
-    source: a path, the bytes of an image file, a binary stream (pipes too), or a Pillow image, which is never changed
-            and comes back as it is when it is RGB already
+    source: the path of a regular file, the bytes of an image file, a binary stream (pipes too), or a Pillow image,
+            which is never changed and comes back as it is when it is RGB already
     exif:   turn the picture upright as its EXIF orientation says; off by default, since the official code ignores it
 
     Of an animation (GIF, WebP, APNG) or a multi-page TIFF the first frame is taken; of a Pillow image the current one.
-    Raises PictureError when the source is missing, empty, not an image, damaged or above MAX_PIXELS; UsageError when
-    it is none of these types.
+    Raises PictureError when the source is missing, the path of something else, empty, not an image, damaged or above
+    MAX_PIXELS; UsageError when it is none of these types.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "picture", exif)
@@ -39,17 +40,24 @@ def load_picture(source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image
     if isinstance(source, (str, os.PathLike)):
         # repr: a file name may hold line breaks, a message may not.
         name = f"picture {os.fspath(source)!r}"
+        if _may_never_end(source):
+            _refuse(name, "a pipe or a device", "give the path of an image file; a pipe goes into trol-run --image -")
         try:
             with open(source, "rb") as file:
                 return _read(file, name, exif)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            _refuse(name, _one_line(getattr(error, "strerror", None) or error), "give the path of an image file", error)
+            _refuse(name, _reason(getattr(error, "strerror", None) or error), "give the path of an image file", error)
     if hasattr(source, "read"):
         label = getattr(source, "name", None)  # a path or '<stdin>'; a pipe's is its number
         return _read(source, f"picture {label!r}" if isinstance(label, str) else "picture", exif)
     raise UsageError(
         f"a picture cannot be a {type(source).__name__}; expected a path, bytes, a binary stream or a Pillow image"
     )
+
+
+def _may_never_end(path: str | os.PathLike[str]) -> bool:
+    """Whether opening or reading `path` could wait for ever: where it leads is neither a file nor a folder."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _read(file: BinaryIO, name: str, exif: bool) -> Image.Image:
@@ -84,13 +92,13 @@ def _decode(image: Image.Image, name: str, exif: bool) -> Image.Image:
 def _refuse_undecodable(name: str, error: Exception) -> NoReturn:
     """Any exception: Pillow's decoders answer damage with OSError, SyntaxError, ValueError, struct.error and more."""
     if isinstance(error, Image.DecompressionBombError):
-        _refuse(name, _one_line(error).partition(", could be")[0], "scale it down first", error)
-    _refuse(name, f"damaged or of an unsupported kind ({_one_line(error)})", "save it again as PNG or JPEG", error)
+        _refuse(name, _reason(error).partition(", could be")[0], "scale it down first", error)
+    _refuse(name, f"damaged or of an unsupported kind ({_reason(error)})", "save it again as PNG or JPEG", error)
 
 
 def _refuse(name: str, found: str, remedy: str, cause: Exception | None = None) -> NoReturn:
     raise PictureError(f"{name}: {found}; {remedy}") from cause
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _reason(error: object) -> str:
+    return one_line(error) or type(error).__name__

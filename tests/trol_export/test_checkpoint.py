@@ -152,6 +152,11 @@ def test_requiring_tensors_raises_one_line_with_the_first_deviations_and_the_cou
             "trol_gating.pt lacks 0.bias, expected a weight and a bias for each of 2 layers",
             id="one too few",
         ),
+        pytest.param(
+            lambda gates: {**gates, f"{'9' * 300}.weight": gates["0.weight"]},
+            f"trol_gating.pt has {'9' * 300}.weight too, expected a weight and a bias for each of 2 layers",
+            id="a layer of three hundred digits",
+        ),
     ],
 )
 def test_the_gate_file_holds_exactly_one_gate_per_layer(micro: Path, change: Any, message: str) -> None:
@@ -229,6 +234,21 @@ DAMAGE = [
         edit_index(lambda weight_map: weight_map.update({"output.weight": "../secret.safetensors"})),
         "names the shard '../secret.safetensors', expected a file name beside it",
         id="index leaves the directory",
+    ),
+    pytest.param(
+        edit_index(lambda weight_map: weight_map.update({"output.weight": "x" * 5000})),
+        "xxx', expected a file name beside it",
+        id="name of a shard is too long for a file",
+    ),
+    pytest.param(
+        edit_index(lambda weight_map: weight_map.update({"output.weight": "a\0b"})),
+        "names the shard 'a\\x00b', expected a file name beside it",
+        id="name of a shard holds a zero byte",
+    ),
+    pytest.param(
+        edit_index(lambda weight_map: weight_map.update({"\x1b[2J": "model-00001-of-00004.safetensors"})),
+        "lacks tensor '\\x1b[2J', which the index says it holds",
+        id="control character in the index",
     ),
     pytest.param(
         shard(write("model.safetensors.index.json", b"{}")),

@@ -67,3 +67,10 @@ def test_a_directory_where_a_file_belongs_is_an_error_that_names_it(tmp_path: Pa
     (tmp_path / name).mkdir()
     with pytest.raises(CheckpointError, match=f"{name} cannot be read: Is a directory$"):
         read_token_ids(tmp_path)
+
+
+def test_what_is_no_id_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<a>": True, "<b>": "7", "<c>": 7}))
+    decoder = {"9" * 5000: {"content": "<d>"}, "-1": {"content": "<e>"}, "8": {"content": "<f>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    assert read_token_ids(tmp_path).by_piece == {"<c>": 7, "<f>": 8}

@@ -17,7 +17,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer
 
 from golden.tiny_tokenizer import tiny_tokenizer, write_tiny_tokenizer
-from trol_export.tokenizer_conversion import check_tokenizer, convert_tokenizer, read_eos_piece
+from trol_export.tokenizer_conversion import check_tokenizer, convert_tokenizer, read_eos_piece, read_sentencepiece
 from trol_runtime.errors import CheckpointError
 from trol_runtime.model_config import ClipVision, Decoder, ModelConfig, Rope
 from trol_runtime.prompt import Arch, official_template
@@ -360,7 +360,11 @@ def test_a_good_tokenizer_has_no_deviations(arch: Arch, tmp_path: Path) -> None:
         (b"\xff", r"DIR/tokenizer\.json is not JSON: .*; fetch it again"),
         (b"[" * 100_000, r"DIR/tokenizer\.json is not JSON: .*; fetch it again"),
         (b"[]", r"DIR/tokenizer\.json holds a JSON list, expected an object; fetch it again"),
-        (b"{}", r"DIR/tokenizer\.json is not a tokenizer that the tokenizers library reads \(.*\): download it again"),
+        (b"{}", r"DIR/tokenizer\.json has no model: expected SentencePiece BPE .*"),
+        (
+            b'{"model": {"type": "BPE", "byte_fallback": true, "vocab": 3}}',
+            r"DIR/tokenizer\.json is not a tokenizer that the tokenizers library reads \(.*\): download it again",
+        ),
         (
             b'{"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", '
             b'"continuing_subword_prefix": "#", "max_input_chars_per_word": 9}}',
@@ -371,6 +375,42 @@ def test_a_good_tokenizer_has_no_deviations(arch: Arch, tmp_path: Path) -> None:
 def test_a_tokenizer_json_that_is_none_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     assert re.fullmatch(message, refusal(tmp_path, TINY["phi3"]))
+
+
+def test_a_tokenizer_json_with_a_step_of_another_kind_is_refused_before_the_library_reads_it(tmp_path: Path) -> None:
+    """The library ends the process over this table."""
+    table = {"type": "Precompiled", "precompiled_charsmap": "/////w=="}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tiny_tokenizer("phi3"), "normalizer": table}))
+    message = refusal(tmp_path, TINY["phi3"])
+    assert message.startswith("DIR/tokenizer.json has a normalizer that does more than to write spaces as ▁: {'type': ")
+    assert message.endswith("take the tokenizer files of the TroL checkpoint")
+
+
+def test_prompts_are_never_shortened_or_filled_whatever_the_checkpoint_says(tmp_path: Path) -> None:
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    strategy = {"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None}
+    padding = {**strategy, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}
+    settings = {"truncation": truncation, "padding": padding}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tiny_tokenizer("phi3"), **settings}))
+    converted = json.loads(convert_tokenizer(tmp_path, TINY["phi3"]))
+    assert (converted["truncation"], converted["padding"]) == (None, None)
+    prompts = [
+        TextTokenizer(json.dumps({**converted, **kept}).encode(), official_template("phi3")).encode_prompt("Hi", [], 1)
+        for kept in ({}, settings)
+    ]
+    assert prompts[0].tolist() == prompts[1].tolist()
+    assert prompts[0].size > 9
+
+
+def test_a_sentencepiece_model_with_an_endless_piece_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    model = read_sentencepiece(tmp_path / "tokenizer.model")
+    model.pieces[-1].piece = "ab" * 501
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    assert refusal(tmp_path, TRAINED["phi3"]) == (
+        "DIR/tokenizer.model: expected pieces of at most 1000 characters; "
+        "take the tokenizer files of the TroL checkpoint"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\0" * 64])

@@ -138,6 +138,26 @@ def test_bytes_that_are_no_json_object_are_refused(data: bytes) -> None:
         Manifest.from_bytes(data)
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"'])
+def test_what_python_reads_beyond_json_is_refused(value: str) -> None:
+    data = json.dumps({**small_json(), "parity": {"x": 1}}).replace('{"x": 1}', f'{{"x": {value}}}').encode()
+    with pytest.raises(EngineFileError, match=r"manifest.json is not valid JSON") as caught:
+        Manifest.from_bytes(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("levels", "accepted"), [(31, True), (32, False), (900, False)])
+def test_lists_and_objects_may_be_nested_as_deep_as_any_record_goes(levels: int, accepted: bool) -> None:
+    nested = "[" * levels + "1" + "]" * levels
+    data = json.dumps({**small_json(), "parity": {"x": 1}}).replace('{"x": 1}', f'{{"x": {nested}}}').encode()
+    # The manifest and the record are two levels more.
+    if accepted:
+        Manifest.from_bytes(data.replace(nested.encode(), nested[1:-1].encode()))
+    else:
+        with pytest.raises(EngineFileError, match="more than 32 levels of lists and objects"):
+            Manifest.from_bytes(data)
+
+
 def test_nan_is_no_json_and_is_not_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         replace(small_manifest(), parity={"max_abs_diff": float("nan")}).to_bytes()

@@ -171,6 +171,28 @@ def test_a_directory_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"picture {str(tmp_path)!r}: Is a directory; give the path of an image file"
 
 
+PIPE = "a pipe or a device; give the path of an image file; a pipe goes into trol-run --image -"
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe.png", tmp_path / "link.png"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        assert refusal(path) == f"picture {str(path)!r}: {PIPE}"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+def test_a_device_is_refused_rather_than_read_for_ever() -> None:
+    assert refusal("/dev/zero") == f"picture '/dev/zero': {PIPE}"
+
+
+def test_a_link_to_a_picture_is_followed(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "x.png")
+    (tmp_path / "link.png").symlink_to("x.png")
+    assert load_picture(tmp_path / "link.png").tobytes() == gradient().tobytes()
+
+
 def test_an_impossible_path_is_one_line() -> None:
     assert refusal("a\0b.png") == "picture 'a\\x00b.png': embedded null byte; give the path of an image file"
     assert "picture 'line\\nbreak.png': No such file" in refusal("line\nbreak.png")
