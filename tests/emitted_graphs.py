@@ -29,12 +29,14 @@ from trol_graphs.model import build_model, expected_tensors
 from trol_graphs.trace import trace
 from trol_runtime.model_config import ModelConfig
 
-ROLES: tuple[Role, ...] = ("vision", "prefill", "decode")
+ROLES: tuple[Role, ...] = ("vision", "prefill", "decode", "extend")
 PRECISIONS = ("fp32", "fp16")
 WEIGHTS = "weights.safetensors"
 DATA_TYPE = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 NUMPY_TYPE: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 STORED = {"fp32": "F32", "fp16": "F16"}
+# What a run returns -> what the next run is fed with.
+PAST_OF = {"present": "past_key_values", "present_second_pass": "past_second_pass"}
 
 # No two sizes are equal; three layers of each kind, where the micro configs have two.
 DISTINCT: dict[str, dict[str, Any]] = {
@@ -100,9 +102,11 @@ def stored_graph(config: ModelConfig, role: Role, precision: str = "fp32") -> Mo
 
 @cache
 def cpu_language(config: ModelConfig, precision: str = "fp32") -> ModelProto:
-    """The CPU form of prefill and decode in one model."""
-    prefill, decode = (lowered(config, role, precision, ir.DataType.FLOAT) for role in ("prefill", "decode"))
-    return ir.to_proto(join_roles(prefill, decode))
+    """The CPU form of the language model's roles in one model."""
+    roles: dict[str, ir.Model] = {
+        role: lowered(config, role, precision, ir.DataType.FLOAT) for role in ROLES if role != "vision"
+    }
+    return ir.to_proto(join_roles(roles))
 
 
 def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -171,18 +175,26 @@ class PlainSession:
         return dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))
 
 
-def cache_feeds(config: ModelConfig, length: int, batch: int = 1, precision: str = "fp32") -> dict[str, np.ndarray]:
-    """Empty caches of `length` positions."""
+def cache_feeds(
+    config: ModelConfig, length: int, batch: int = 1, precision: str = "fp32", kind: str = "past_key_values"
+) -> dict[str, np.ndarray]:
+    """Empty caches of `length` positions; kind: of the first pass, or "past_second_pass"."""
     decoder = config.decoder
     shape = (batch, decoder.kv_heads, length, decoder.head_dim)
-    names = [f"past_key_values.{layer}.{part}" for layer in range(decoder.layers) for part in ("key", "value")]
+    names = [f"{kind}.{layer}.{part}" for layer in range(decoder.layers) for part in ("key", "value")]
     return {name: np.zeros(shape, NUMPY_TYPE[precision]) for name in names}
+
+
+def both_caches(config: ModelConfig, length: int, precision: str = "fp32") -> dict[str, np.ndarray]:
+    """Empty caches of both passes, for one row."""
+    kinds = [cache_feeds(config, length, precision=precision, kind=kind) for kind in PAST_OF.values()]
+    return {name: cache for caches in kinds for name, cache in caches.items()}
 
 
 def present_as_past(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The caches a run returned, as the next run's inputs."""
-    prefix = "present."
-    return {f"past_key_values.{k.removeprefix(prefix)}": v for k, v in outputs.items() if k.startswith(prefix)}
+    places = {name: name.partition(".") for name in outputs}
+    return {f"{PAST_OF[kind]}.{place}": outputs[name] for name, (kind, _, place) in places.items() if kind in PAST_OF}
 
 
 def weight_initializers(model: ModelProto) -> dict[str, TensorProto]:

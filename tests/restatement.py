@@ -62,7 +62,11 @@ class Traversal:
 
 
 class Restatement:
-    """One sequence on one model; `keys` and `values`: per layer a list of (kv heads, d), one entry per position."""
+    """One sequence on one model.
+
+    keys, values: of the first pass, per layer a list of (kv heads, d), one entry per position
+    second_keys, second_values: of the second pass over the last prompt; the official code forgets them
+    """
 
     def __init__(self, config: Config, tensor: Callable[[str], Array]) -> None:
         self.config, self.llm = config, config["llm"]
@@ -75,6 +79,8 @@ class Restatement:
         self.image_token = self.llm["image_token_index"] if self.internlm2 else config["top"]["image_token_index"]
         self.keys: list[list[Array]] = []
         self.values: list[list[Array]] = []
+        self.second_keys: list[list[Array]] = []
+        self.second_values: list[list[Array]] = []
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.weights:
@@ -87,6 +93,7 @@ class Restatement:
         """A fresh prompt of one row, every layer twice; a prompt of one token runs every layer once."""
         layers = self.llm["num_hidden_layers"]
         self.keys, self.values = [[] for _ in range(layers)], [[] for _ in range(layers)]
+        self.second_keys, self.second_values = [[] for _ in range(layers)], [[] for _ in range(layers)]
         table = self[self.trunk + ("tok_embeddings.weight" if self.internlm2 else "embed_tokens.weight")]
         x = table[ids]
         is_image = ids == self.image_token
@@ -100,7 +107,8 @@ class Restatement:
             if len(ids) == 1:
                 x = x1
                 continue
-            x2, _, _ = self.layer(i, x1, is_image, positions, length, [], [])
+            x2, k, v = self.layer(i, x1, is_image, positions, length, [], [])
+            self.second_keys[i], self.second_values[i] = k, v
             gate = 0.5 * np.tanh(x1 @ self["trol_gating.weight"][0] + self["trol_gating.bias"]) + 0.5
             x = np.stack([a * (1 - s) + b * s for a, b, s in zip(x1, x2, gate, strict=True)])
             trace.x1.append(x1)

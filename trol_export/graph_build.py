@@ -19,7 +19,7 @@ from trol_runtime.cpu_backend import LANGUAGE_ENTRY, VISION_ENTRY
 from trol_runtime.manifest import GraphEntry, GraphValue
 from trol_runtime.model_config import ModelConfig
 
-ROLES: tuple[Role, ...] = ("vision", "prefill", "decode")
+ROLES: tuple[Role, ...] = ("vision", "prefill", "decode", "extend")
 DATA_TYPE = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 
 
@@ -53,7 +53,7 @@ def build_graphs(
             # x86 computes in fp32 whatever is stored; rounding activations to fp16 in between would only lose.
             cpu[role] = lower(program, role, config, ir.DataType.FLOAT, weights)
     entries[VISION_ENTRY] = _serialized(cpu["vision"])
-    entries[LANGUAGE_ENTRY] = _serialized(join_roles(cpu["prefill"], cpu["decode"]))
+    entries[LANGUAGE_ENTRY] = _serialized(join_roles({role: model for role, model in cpu.items() if role != "vision"}))
     return EngineGraphs(entries, {role: _interface(role, config, stored_type) for role in ROLES})
 
 

@@ -42,13 +42,15 @@ def _check_whole(bundle: Bundle, checkpoint: Checkpoint, probe: Probe) -> Parity
         flat = embeds.reshape(-1, embeds.shape[-1])[: probe.image_tokens]
         prompts = {"text": (probe.text_ids, None), "picture": (probe.ids, flat if len(flat) else None)}
         for name, (ids, image_embeds) in prompts.items():
-            logits = eager.prefill(ids[None], image_embeds)
+            logits = after_prompt = eager.prefill(ids[None], image_embeds)
             report.compare(f"{name}: prefill logits", engine.session.prefill(ids[None], image_embeds), logits)
             for step in range(1, DECODE_STEPS):
                 # Teacher-forced with the eager choice, so that one different token does not hide the steps after it.
                 token = logits.argmax(-1)
                 logits = eager.decode(token)
                 report.compare(f"{name}: decode {step} logits", engine.session.decode(token), logits)
+            chunked = engine.new_session(prefill_chunk=max(len(ids) // 2, 1))
+            report.compare(f"{name}: extend logits", chunked.prefill(ids[None], image_embeds), after_prompt)
     return report
 
 

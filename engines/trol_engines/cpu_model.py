@@ -1,4 +1,4 @@
-"""The CPU target: prefill and decode as the two branches of one `If`, over one set of weights.
+"""The CPU target: the roles of the language model as branches of `If`s, over one set of weights.
 
 ONNX Runtime packs or casts a weight once per session, so two sessions would hold two copies; one session whose branches
 share outer-scope initializers holds one. The model selects its role by an integer input, so that a further role fits
@@ -7,56 +7,103 @@ in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
 from onnx_ir import convenience
 
+from trol_runtime.cache_names import PAST, PAST_SECOND_PASS, PRESENT, PRESENT_SECOND_PASS
 from trol_runtime.cpu_backend import ROLE_INPUT, ROLE_NUMBER
 
-BRANCH = {"prefill": "then_branch", "decode": "else_branch"}
-SELECT_NODE = "role_select"
+# The order in which roles are asked for: decode runs most often, so it lies behind one `If` and not behind two.
+ORDER = ("decode", "prefill", "extend")
+_PAST_OF = {PRESENT: PAST, PRESENT_SECOND_PASS: PAST_SECOND_PASS}
 
 
-def join_roles(prefill: ir.Model, decode: ir.Model) -> ir.Model:
-    """One model with the inputs of both roles (those of the same name are one) and the outputs they have in common.
+def join_roles(roles: Mapping[str, ir.Model]) -> ir.Model:
+    """One model with the inputs of all roles (those of the same name are one) and the outputs of all.
 
-    `role` is an int64 scalar of `ROLE_NUMBER`; inputs of the role not taken are ignored but must be fed. Initializers,
-    and the Casts of initializers at the front of a graph, move out of the branches, one of each name. Consumes both
-    models.
+    `role` is an int64 scalar of `ROLE_NUMBER`; inputs of the roles not taken are ignored but must be fed. A role that
+    has no use for a cache hands it on. Initializers, and the Casts of initializers at the front of a graph, move out of
+    the branches, one of each name. Consumes the models.
     """
+    models = {role: roles[role] for role in ORDER}
     outer = _Outer()
-    branches = [outer.adopt(model.graph) for model in (prefill, decode)]
-    role = ir.Value(name=ROLE_INPUT, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
-    prefill_number = outer.constant(ROLE_NUMBER["prefill"])
-    is_prefill = ir.node("Equal", [role, prefill_number], name="is_prefill")
-    is_prefill.outputs[0].name = "is_prefill"
-    select = ir.node(
-        "If",
-        [is_prefill.outputs[0]],
-        {BRANCH["prefill"]: branches[0], BRANCH["decode"]: branches[1]},
-        num_outputs=len(decode.graph.outputs),
-        name=SELECT_NODE,
-    )
-    for output, of_branch in zip(select.outputs, branches[1].outputs, strict=True):
-        output.name, output.type, output.shape = of_branch.name, of_branch.type, of_branch.shape
-    for branch, role_name in zip(branches, ROLE_NUMBER, strict=True):
-        _rename_outputs(branch, role_name)
+    branches = {role: outer.adopt(model.graph) for role, model in models.items()}
+    outputs = _outputs_of_all(branches.values())
+    for role, branch in branches.items():
+        _hand_on(branch, outputs, outer.inputs)
+        _rename_outputs(branch, role)
+    number = ir.Value(name=ROLE_INPUT, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+    nodes = _select(branches, number, outer, outputs)
+    functions = {key: function for model in models.values() for key, function in model.functions.items()}
     graph = ir.Graph(
-        [role, *outer.inputs.values()],
-        list(select.outputs),
-        nodes=[*outer.casts.values(), is_prefill, select],
+        [number, *outer.inputs.values()],
+        list(nodes[-1].outputs),
+        nodes=[*outer.casts.values(), *nodes],
         initializers=list(outer.initializers.values()),
-        opset_imports=dict(prefill.graph.opset_imports),
+        opset_imports=dict(models["prefill"].graph.opset_imports),
         name="language",
     )
+    model = models["prefill"]
     return ir.Model(
-        graph,
-        ir_version=prefill.ir_version,
-        producer_name=prefill.producer_name,
-        functions=list(prefill.functions.values()),
+        graph, ir_version=model.ir_version, producer_name=model.producer_name, functions=list(functions.values())
     )
+
+
+def _select(
+    branches: Mapping[str, ir.Graph], number: ir.Value, outer: _Outer, outputs: Sequence[ir.Value]
+) -> list[ir.Node]:
+    """The nodes that run the branch of role `number`: the first role's, or else one of the others'."""
+    (role, branch), *others = branches.items()
+    is_role = ir.node("Equal", [number, outer.constant(ROLE_NUMBER[role])], name=f"is_{role}")
+    is_role.outputs[0].name = is_role.name
+    if len(others) == 1:
+        ((_, otherwise),) = others
+    else:
+        nodes = _select(dict(others), number, outer, outputs)
+        otherwise = ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"not_{role}")
+        for output in otherwise.outputs:
+            output.name = f"not_{role}/{output.name}"
+    select = ir.node(
+        "If",
+        [is_role.outputs[0]],
+        {"then_branch": branch, "else_branch": otherwise},
+        num_outputs=len(outputs),
+        name=_select_name(role),
+    )
+    for output, like in zip(select.outputs, outputs, strict=True):
+        output.name, output.type, output.shape = like.name, like.type, like.shape
+    return [is_role, select]
+
+
+def _select_name(role: str) -> str:
+    return f"select_{role}"
+
+
+def _outputs_of_all(branches: Iterable[ir.Graph]) -> list[ir.Value]:
+    """What the joined model returns: every output of any branch once, as the first branch that has it describes it."""
+    values = [value for branch in branches for value in branch.outputs]
+    unique = {value.name: value for value in reversed(values)}
+    return [
+        ir.Value(name=name, type=unique[name].type, shape=unique[name].shape)
+        for name in dict.fromkeys(value.name for value in values)
+    ]
+
+
+def _hand_on(branch: ir.Graph, outputs: Sequence[ir.Value], inputs: Mapping[str, ir.Value]) -> None:
+    """Give `branch` all of `outputs` in order; a cache that it does not write goes from input to output as it is."""
+    own = {value.name: value for value in branch.outputs}
+    for like in outputs:
+        assert like.name is not None
+        if like.name not in own:
+            kind, _, place = like.name.partition(".")
+            node = ir.node("Identity", [inputs[f"{_PAST_OF[kind]}.{place}"]], name=f"{like.name}/Identity")
+            node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = like.name, like.type, like.shape
+            branch.append(node)
+            own[like.name] = node.outputs[0]
+    branch.outputs[:] = [own[like.name] for like in outputs]
 
 
 def cut(model: bytes, role: str, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
@@ -75,16 +122,19 @@ def cut(model: bytes, role: str, inputs: Sequence[str], outputs: Sequence[str]) 
 
 
 def _take_branch(graph: ir.Graph, role: str) -> ir.Graph:
-    """Put the nodes of one branch in the place of the `If`."""
-    select = graph.node(SELECT_NODE)
-    branch = select.attributes[BRANCH[role]].as_graph()
-    nodes, outputs = list(branch), list(branch.outputs)
-    branch.outputs.clear()
-    branch.remove(nodes)
-    graph.outputs.clear()
-    graph.remove(select)
-    graph.extend(nodes)
-    graph.outputs.extend(outputs)
+    """Put the nodes of one branch in the place of the `If`s around it."""
+    for asked in ORDER[:-1]:
+        select = graph.node(_select_name(asked))
+        branch = select.attributes["then_branch" if asked == role else "else_branch"].as_graph()
+        nodes, outputs = list(branch), list(branch.outputs)
+        branch.outputs.clear()
+        branch.remove(nodes)
+        graph.outputs.clear()
+        graph.remove(select)
+        graph.extend(nodes)
+        graph.outputs.extend(outputs)
+        if asked == role:
+            break
     return graph
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trol_graphs.model import TroLModel, build_model
-from trol_graphs.roles import Decode, Prefill, Vision
+from trol_graphs.roles import Decode, Extend, Prefill, Vision
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.rope import rope_rows
 
@@ -44,6 +44,7 @@ class EagerSession:
     def reset(self) -> None:
         self.length = 0
         self.caches: list[Tensor] = []
+        self.second_pass: list[Tensor] = []  # kept by `extend` alone
 
     @torch.inference_mode()
     def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -57,22 +58,45 @@ class EagerSession:
         """int64 (1, s) -> fp32 logits (1, vocab) of the last position; a prompt of one token is a single pass."""
         self.reset()
         seq = input_ids.shape[1]
-        self._grow(seq)
+        self.caches = self._grown(self.caches, seq)
         if seq == 1:
             return self.decode(input_ids[0])
-        if image_embeds is None:
-            embeds = torch.zeros(1, self.config.decoder.hidden_size)
-        else:
-            embeds = torch.from_numpy(image_embeds).reshape(-1, self.config.decoder.hidden_size)
         cos, sin = self._rope(np.arange(seq)[None], seq)
+        embeds = self._embeds(image_embeds)
         logits, self.caches = Prefill(self.model)(torch.from_numpy(input_ids), embeds, cos, sin, self.caches)
         self.length = seq
         return logits.numpy()
 
     @torch.inference_mode()
+    def extend(
+        self, input_ids: NDArray[np.int64], image_embeds: NDArray[np.float32] | None = None, known: int | None = None
+    ) -> NDArray[np.float32]:
+        """Part of a prompt after the parts that earlier calls took: int64 (1, s) -> fp32 logits (1, vocab).
+
+        known: tokens of the whole prompt where later parts are known already; rotary tables may depend on it
+        """
+        start, end = self.length, self.length + input_ids.shape[1]
+        self.caches, self.second_pass = self._grown(self.caches, end), self._grown(self.second_pass, end)
+        positions = np.arange(start, end)
+        cos, sin = self._rope(positions[None], known or end)
+        mask = torch.arange(self.caches[0].shape[2]) <= torch.from_numpy(positions)[:, None]
+        logits, self.caches, self.second_pass = Extend(self.model)(
+            torch.from_numpy(input_ids),
+            self._embeds(image_embeds),
+            cos,
+            sin,
+            torch.tensor([start]),
+            mask[None, None],
+            self.caches,
+            self.second_pass,
+        )
+        self.length = end
+        return logits.numpy()
+
+    @torch.inference_mode()
     def decode(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """int64 (1,) -> fp32 logits (1, vocab)"""
-        self._grow(self.length + 1)
+        self.caches = self._grown(self.caches, self.length + 1)
         cos, sin = self._rope(np.array([[self.length]]), self.length + 1)
         mask = torch.arange(self.caches[0].shape[2]) <= self.length
         logits, self.caches = Decode(self.model)(
@@ -90,12 +114,15 @@ class EagerSession:
             ids.append(self.decode(ids[-1]).argmax(-1))
         return np.stack(ids, axis=1)
 
-    def _grow(self, length: int) -> None:
+    def _grown(self, caches: list[Tensor], length: int) -> list[Tensor]:
+        """`caches`, none of them or all, with room for `length` tokens."""
         decoder = self.config.decoder
-        old = self.caches or [torch.zeros(1, decoder.kv_heads, 0, decoder.head_dim)] * (2 * decoder.layers)
-        missing = length - old[0].shape[2]
-        if missing > 0:
-            self.caches = [nn.functional.pad(cache, (0, 0, 0, missing)) for cache in old]
+        old = caches or [torch.zeros(1, decoder.kv_heads, 0, decoder.head_dim)] * (2 * decoder.layers)
+        return [nn.functional.pad(cache, (0, 0, 0, max(length - cache.shape[2], 0))) for cache in old]
+
+    def _embeds(self, image_embeds: NDArray[np.float32] | None) -> Tensor:
+        hidden = self.config.decoder.hidden_size
+        return torch.zeros(1, hidden) if image_embeds is None else torch.from_numpy(image_embeds).reshape(-1, hidden)
 
     def _rope(self, positions: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
         cos, sin = rope_rows(self.config.decoder, positions, length)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from trol_graphs.attend import Attend, attend_to_own
 from trol_graphs.ops import rotary_embedding
-
-# (q (b, h, s, d), k (b, g, s, d), v (b, g, s, d)), all of this step, q and k rotated -> attended (b, h, s, d)
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,16 +17,20 @@ class LayerContext:
 
     batch, seq: how the 2-D activations (tokens, hidden) fall into rows; -1 for the one that is symbolic in the graph
     cos, sin: (b, s, d/2) rotary rows of these tokens
-    attend: whom the queries attend to, and what happens to keys and values: the roles differ in nothing else
     image_mask: (tokens, 1), 1 at image tokens; None where partial LoRA is not wanted (decode) or does not exist (Phi-3)
+    attend: whom the queries attend to, and what happens to keys and values: the roles differ in nothing else
     """
 
     batch: int
     seq: int
     cos: Tensor
     sin: Tensor
-    attend: Attend
     image_mask: Tensor | None = None
+    attend: Attend = attend_to_own
+
+    def attending(self, attend: Attend) -> LayerContext:
+        """The same tokens, attending to something else: the other pass, or the next layer."""
+        return replace(self, attend=attend)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Rotate q and k, attend, lay the heads side by side: (tokens, heads over 1 or 2 axes, d) -> (tokens, h d)."""

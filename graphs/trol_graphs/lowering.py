@@ -47,7 +47,7 @@ def lower(
         opset_imports={"": OPSET, MIXER_DOMAIN: 1},
         name=role,
     )
-    functions = [mixer_function(compute)] if role == "prefill" else []
+    functions = [mixer_function(compute)] if role in ("prefill", "extend") else []
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="trol-export", functions=functions)
 
 

@@ -1,7 +1,8 @@
-"""The three roles: what becomes one ONNX graph is one module here, with tensors in and tensors out.
+"""The roles: what becomes one ONNX graph is one module here, with tensors in and tensors out.
 
 Traversal of layers is the loop in `Prefill.forward`: every layer twice, then the mixer (paper: section 3). The official
-code chooses by the query length alone, so a prompt of one token is a decode step.
+code chooses by the query length alone, so a prompt of one token is a decode step. `Extend` has no counterpart there: it
+continues a prompt exactly, so its last token is traversed even when it comes alone.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trol_graphs.attend import attend_to_cache, keep_and_attend_to_own
 from trol_graphs.layer_context import LayerContext
 from trol_graphs.model import TroLModel
 from trol_graphs.named_values import named
-from trol_graphs.ops import attention, cache_write, mixer
+from trol_graphs.ops import mixer
 from trol_runtime.model_config import ModelConfig
 
 
@@ -48,12 +50,56 @@ class Prefill(nn.Module):
         returns: logits (1, vocab), the caches in the same order
         """
         x, image_mask = embed_prompt(self.model.embedding, self.model.config, input_ids.reshape(-1), image_embeds)
+        prompt = LayerContext(1, -1, cos, sin, image_mask)
         present: list[Tensor] = []
         for index, layer in enumerate(self.model.layers):
-            caches = past_key_values[2 * index : 2 * index + 2]
-            x, written = traverse(layer, index, x, image_mask, cos, sin, caches, self.model.trol_gating)
-            present += written
+            first = prompt.attending(keep_and_attend_to_own(of_layer(past_key_values, index), present))
+            x = traverse(layer, index, x, first, prompt, self.model.trol_gating)
         return self.model.logits(x[-1:]), present
+
+
+class Extend(nn.Module):
+    """Like `Prefill`, after a prefix: either pass attends to what the same pass left in a cache of its own.
+
+    That is what makes a prompt in parts equal to a prompt at once: in a prefill the second pass attends to keys and
+    values of the second pass, of which `Prefill` keeps none.
+    """
+
+    def __init__(self, model: TroLModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        image_embeds: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_index: Tensor,
+        attention_mask: Tensor,
+        past_key_values: list[Tensor],
+        past_second_pass: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits of the last position and the caches of both passes with these tokens in place.
+
+        input_ids, image_embeds, cos, sin: as in `Prefill`, of the new tokens alone
+        write_index: int64 (1,), tokens of the prefix
+        attention_mask: bool (1, 1, s, L), True where the token of that row may look: prefix, itself and what lies
+          between
+        past_key_values, past_second_pass: caches of the first and of the second pass, each like those of `Prefill`
+        returns: logits (1, vocab), both lists of caches in the same order
+        """
+        x, image_mask = embed_prompt(self.model.embedding, self.model.config, input_ids.reshape(-1), image_embeds)
+        part = LayerContext(1, -1, cos, sin, image_mask)
+        present: list[Tensor] = []
+        present_second: list[Tensor] = []
+        for index, layer in enumerate(self.model.layers):
+            first, second = (
+                part.attending(attend_to_cache(of_layer(past, index), written, write_index, attention_mask))
+                for past, written in ((past_key_values, present), (past_second_pass, present_second))
+            )
+            x = traverse(layer, index, x, first, second, self.model.trol_gating)
+        return self.model.logits(x[-1:]), present, present_second
 
 
 class Decode(nn.Module):
@@ -82,66 +128,31 @@ class Decode(nn.Module):
         returns: logits (b, vocab), the caches in the same order
         """
         x = self.model.embedding(token_ids)
+        token = LayerContext(-1, 1, cos, sin)
         present: list[Tensor] = []
         for index, layer in enumerate(self.model.layers):
-            caches = past_key_values[2 * index : 2 * index + 2]
-            x, written = decode_layer(layer, index, x, cos, sin, write_index, attention_mask, caches)
-            present += written
+            attend = attend_to_cache(of_layer(past_key_values, index), present, write_index, attention_mask)
+            x = run_once(layer, index, x, token.attending(attend))
         return self.model.logits(x), present
 
 
 def traverse(
-    layer: nn.Module,
-    index: int,
-    x: Tensor,
-    image_mask: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    caches: list[Tensor],
-    gate: nn.Module,
-) -> tuple[Tensor, list[Tensor]]:
-    """Run layer number `index` twice over a prompt and blend the passes: x (s, hidden) -> (s, hidden), written caches.
-
-    Only the first pass's keys and values are kept; the second attends to those it computes itself.
-    """
-    written: list[Tensor] = []
-
-    def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        written.extend(cache_write(cache, rows, None) for cache, rows in zip(caches, (k, v), strict=True))
-        return attend_to_own(q, k, v)
-
-    first = layer(x, LayerContext(1, -1, cos, sin, attend_and_keep, image_mask))
-    first = named(first, f"layers.{index}.first_pass")
-    second = layer(first, LayerContext(1, -1, cos, sin, attend_to_own, image_mask))
-    second = named(second, f"layers.{index}.second_pass")
-    return named(mixer(first, second, gate.weight, gate.bias), f"layers.{index}.output"), written
+    layer: nn.Module, index: int, x: Tensor, first: LayerContext, second: LayerContext, gate: nn.Module
+) -> Tensor:
+    """Run layer number `index` twice over a prompt, each pass in its context, and blend them: (s, hidden) -> same."""
+    first_pass = named(layer(x, first), f"layers.{index}.first_pass")
+    second_pass = named(layer(first_pass, second), f"layers.{index}.second_pass")
+    return named(mixer(first_pass, second_pass, gate.weight, gate.bias), f"layers.{index}.output")
 
 
-def decode_layer(
-    layer: nn.Module,
-    index: int,
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    write_index: Tensor,
-    attention_mask: Tensor,
-    caches: list[Tensor],
-) -> tuple[Tensor, list[Tensor]]:
-    """Run layer number `index` once over one token per row: x (b, hidden) -> (b, hidden), written caches."""
-    written: list[Tensor] = []
-
-    def attend_to_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        written.extend(cache_write(cache, rows, write_index) for cache, rows in zip(caches, (k, v), strict=True))
-        key, value = written
-        return attention(q, key, value, attention_mask, False)
-
-    x = layer(x, LayerContext(-1, 1, cos, sin, attend_to_cache))
-    return named(x, f"layers.{index}.output"), written
+def run_once(layer: nn.Module, index: int, x: Tensor, context: LayerContext) -> Tensor:
+    """Run layer number `index` over one token per row: (b, hidden) -> same."""
+    return named(layer(x, context), f"layers.{index}.output")
 
 
-def attend_to_own(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of a prompt to its own keys and values: square, without a mask."""
-    return attention(q, k, v, None, True)
+def of_layer(caches: list[Tensor], index: int) -> list[Tensor]:
+    """Key and value cache of one layer."""
+    return caches[2 * index : 2 * index + 2]
 
 
 def embed_prompt(

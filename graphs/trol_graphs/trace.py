@@ -9,14 +9,15 @@ from torch.export import Dim, ExportedProgram
 
 from trol_graphs.graph_io import BATCH, CACHE, CROPS, IMAGE_TOKENS, SEQ, Port, Role, graph_inputs
 from trol_graphs.model import TroLModel
-from trol_graphs.roles import Decode, Prefill, Vision
+from trol_graphs.roles import Decode, Extend, Prefill, Vision
+from trol_runtime.cache_names import PAST, PAST_SECOND_PASS
 
 # Sizes that stand for the symbolic axes while tracing: all different and none 0 or 1, so that no two axes are confused
 # and none is taken for a constant.
 _TRACED_SIZE = {CROPS: 3, SEQ: 7, BATCH: 5, IMAGE_TOKENS: 11, CACHE: 13}
 _SMALLEST = {CROPS: 1, SEQ: 2, BATCH: 1, IMAGE_TOKENS: 1, CACHE: 2}
 _DTYPE = {"compute": torch.float32, "float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
-_MODULE = {"vision": Vision, "prefill": Prefill, "decode": Decode}
+_MODULE = {"vision": Vision, "prefill": Prefill, "decode": Decode, "extend": Extend}
 
 
 def trace(model: TroLModel, role: Role) -> ExportedProgram:
@@ -36,7 +37,13 @@ def _meta_tensor(port: Port) -> torch.Tensor:
 
 
 def _nest(ports: list[Port], values: list[Any]) -> tuple[Any, ...]:
-    """The role's call arguments: plain inputs one by one, then the list of caches, if any."""
-    plain = [value for port, value in zip(ports, values, strict=True) if not port.name.startswith("past_key_values")]
-    caches = values[len(plain) :]
-    return (*plain, caches) if caches else tuple(plain)
+    """The role's call arguments: plain inputs one by one, then one list per kind of cache."""
+    plain: list[Any] = []
+    caches: dict[str, list[Any]] = {}
+    for port, value in zip(ports, values, strict=True):
+        kind = port.name.partition(".")[0]
+        if kind in (PAST, PAST_SECOND_PASS):
+            caches.setdefault(kind, []).append(value)
+        else:
+            plain.append(value)
+    return (*plain, *caches.values())

@@ -1,4 +1,4 @@
-"""The CPU model: both roles as branches of one `If` over one set of weights."""
+"""The CPU model: three roles as branches of nested `If`s over one set of weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from emitted_graphs import (
     PRECISIONS,
     PlainSession,
     all_nodes,
     attributes,
+    both_caches,
     cache_feeds,
     cpu_language,
     external,
@@ -29,6 +30,7 @@ from emitted_graphs import (
     weight_initializers,
     write_weights,
 )
+from official_model import assert_close
 from trol_engines.cpu_model import ROLE_NUMBER, cut
 from trol_graphs.graph_io import Role
 from trol_runtime.model_config import ModelConfig
@@ -39,7 +41,8 @@ PROMPT = np.array([[5, 9, 200, 33, 4, 77]])
 CAPACITY = 16
 
 Feeds = dict[str, np.ndarray]
-LANGUAGE_ROLES: tuple[Role, ...] = ("prefill", "decode")
+LANGUAGE_ROLES: tuple[Role, ...] = ("prefill", "decode", "extend")
+PREFIX = 4  # tokens of PROMPT that lie in the caches before `extend` gets the others
 
 
 @pytest.fixture(scope="module", params=CONFIG_NAMES)
@@ -61,19 +64,26 @@ def folder(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return weights
 
 
-def select_node(model: ModelProto) -> NodeProto:
-    (node,) = [node for node in model.graph.node if node.op_type == "If"]
-    return node
+def branches(model: ModelProto) -> dict[str, onnx.GraphProto]:
+    """The subgraphs of all `If`s, by name."""
+    return {graph.name: graph for graph in subgraphs(model.graph) if graph is not model.graph}
 
 
-def branch(model: ModelProto, role: str) -> onnx.GraphProto:
-    return attributes(select_node(model))[{"prefill": "then_branch", "decode": "else_branch"}[role]]
+def part_feeds(config: ModelConfig, begin: int, end: int) -> Feeds:
+    """Tokens `begin` to `end` of PROMPT, without a picture."""
+    cos, sin = rope_rows(config.decoder, np.arange(begin, end)[None], PROMPT.shape[1])
+    image = np.zeros((1, config.decoder.hidden_size), np.float32)
+    return {"input_ids": PROMPT[:, begin:end], "image_embeds": image, "cos": cos, "sin": sin}
 
 
 def prompt_feeds(config: ModelConfig, capacity: int = CAPACITY) -> Feeds:
-    cos, sin = rope_rows(config.decoder, np.arange(PROMPT.shape[1])[None], PROMPT.shape[1])
-    image = np.zeros((1, config.decoder.hidden_size), np.float32)
-    return {"input_ids": PROMPT, "image_embeds": image, "cos": cos, "sin": sin, **cache_feeds(config, capacity)}
+    return {**part_feeds(config, 0, PROMPT.shape[1]), **cache_feeds(config, capacity)}
+
+
+def extend_feeds(config: ModelConfig, past: Feeds, begin: int, end: int, capacity: int = CAPACITY) -> Feeds:
+    mask = np.arange(capacity) <= np.arange(begin, end)[:, None]
+    place = {"write_index": np.array([begin]), "attention_mask": mask[None, None]}
+    return {**part_feeds(config, begin, end), **place, **past}
 
 
 def step_feeds(config: ModelConfig, past: Feeds, capacity: int = CAPACITY) -> Feeds:
@@ -84,14 +94,27 @@ def step_feeds(config: ModelConfig, past: Feeds, capacity: int = CAPACITY) -> Fe
     return {**step, "cos": cos, "sin": sin, **past}
 
 
+def feeds_of(role: str, config: ModelConfig, where: Path) -> Feeds:
+    """What a role is fed: the whole of PROMPT, the token behind it, or its end with the beginning in the caches."""
+    if role == "prefill":
+        return prompt_feeds(config)
+    if role == "decode":
+        prefill = PlainSession(stored_graph(config, "prefill"), where)
+        return step_feeds(config, present_as_past(prefill.run(prompt_feeds(config))))
+    extend, empty = PlainSession(stored_graph(config, "extend"), where), both_caches(config, CAPACITY)
+    prefix = extend.run(extend_feeds(config, empty, 0, PREFIX))
+    return extend_feeds(config, present_as_past(prefix), PREFIX, PROMPT.shape[1])
+
+
 def of_role(role: str, feeds: Feeds, config: ModelConfig) -> Feeds:
-    """`feeds` of one role with something for every input of the other."""
+    """`feeds` of one role with something for every input of the others."""
     unused: Feeds = {
         "input_ids": np.zeros((1, 1), np.int64),
         "image_embeds": np.zeros((1, config.decoder.hidden_size), np.float32),
         "token_ids": np.zeros(1, np.int64),
         "write_index": np.zeros(1, np.int64),
         "attention_mask": np.zeros((1, 1, 1, 1), np.bool_),
+        **both_caches(config, 1),
     }
     return {**unused, **feeds, "role": np.array(ROLE_NUMBER[role])}
 
@@ -100,23 +123,39 @@ def of_role(role: str, feeds: Feeds, config: ModelConfig) -> Feeds:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_one_if_selects_the_role(config: ModelConfig, precision: str) -> None:
+def test_nested_ifs_select_the_role_and_decode_is_asked_for_first(config: ModelConfig, precision: str) -> None:
     model = cpu_language(config, precision)
-    assert [node.op_type for node in all_nodes(model) if node.op_type in {"If", "Loop", "Scan"}] == ["If"]
+    assert list(branches(model)) == ["decode", "not_decode", "prefill", "extend"]
+    control = [node.name for node in all_nodes(model) if node.op_type in {"If", "Loop", "Scan"}]
+    assert control == ["select_decode", "select_prefill"]
     outside = {node.op_type for node in model.graph.node}
     assert outside == {"Equal", "If"} | ({"Cast"} if precision == "fp16" else set())
+    assert [node.op_type for node in branches(model)["not_decode"].node] == ["Equal", "If"]
 
 
-def test_inputs_are_the_union_of_both_roles_and_the_role_itself(config: ModelConfig) -> None:
+def test_inputs_are_the_union_of_all_roles_and_the_role_itself(config: ModelConfig) -> None:
     inputs = [value.name for value in cpu_language(config).graph.input]
-    of_roles = [stored_graph(config, role).graph.input for role in LANGUAGE_ROLES]
-    assert inputs == ["role", *dict.fromkeys(value.name for values in of_roles for value in values)]
+    of_roles = {value.name for role in LANGUAGE_ROLES for value in stored_graph(config, role).graph.input}
+    assert inputs[0] == "role"
+    assert sorted(inputs[1:]) == sorted(of_roles)
 
 
-def test_outputs_are_those_both_roles_have(config: ModelConfig) -> None:
+def test_outputs_are_logits_and_the_caches_of_both_passes(config: ModelConfig) -> None:
     outputs = [value.name for value in cpu_language(config).graph.output]
-    assert outputs == [value.name for value in stored_graph(config, "prefill").graph.output]
-    assert outputs == [value.name for value in stored_graph(config, "decode").graph.output]
+    assert outputs == [value.name for value in stored_graph(config, "extend").graph.output]
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_role_without_a_second_pass_s_caches_hands_them_on(
+    config: ModelConfig, folder: Callable[[str], Path], role: str
+) -> None:
+    where = folder("fp32")
+    handed = [name for name in both_caches(config, CAPACITY) if name.startswith("past_second_pass")]
+    full = {name: np.full_like(array, 3) for name, array in both_caches(config, CAPACITY).items() if name in handed}
+    joined = PlainSession(cpu_language(config), where)
+    outputs = joined.run(of_role(role, {**feeds_of(role, config, where), **full}, config))
+    for name in handed:
+        np.testing.assert_array_equal(outputs[name.replace("past", "present")], full[name])
 
 
 def test_shared_inputs_admit_one_long_row_and_many_short_ones(config: ModelConfig) -> None:
@@ -136,12 +175,12 @@ def test_every_weight_is_one_initializer_of_the_outer_graph(config: ModelConfig,
     names = [tensor.name for tensor in model.graph.initializer]
     assert len(names) == len(set(names))
     assert set(weight_initializers(model)) == wanted
-    for role in ROLE_NUMBER:
-        assert not branch(model, role).initializer
-        assert not branch(model, role).input
+    for graph in branches(model).values():
+        assert not graph.initializer, graph.name
+        assert not graph.input, graph.name
 
 
-def test_stored_fp16_weights_are_cast_once_for_both_branches(config: ModelConfig) -> None:
+def test_stored_fp16_weights_are_cast_once_for_all_branches(config: ModelConfig) -> None:
     model = cpu_language(config, "fp16")
     weights = weight_initializers(model)
     casts = [node.input[0] for node in all_nodes(model) if node.op_type == "Cast" and node.input[0] in weights]
@@ -160,13 +199,32 @@ def test_stored_fp16_weights_are_cast_once_for_both_branches(config: ModelConfig
 def test_a_branch_computes_what_its_stored_graph_does(
     config: ModelConfig, folder: Callable[[str], Path], role: Role
 ) -> None:
+    """Bit for bit as the runtime runs them; packed weights would be summed in another order."""
     where = folder("fp32")
-    joined = PlainSession(cpu_language(config), where)
-    past = present_as_past(joined.run(of_role("prefill", prompt_feeds(config), config)))
-    feeds = prompt_feeds(config) if role == "prefill" else step_feeds(config, past)
-    alone = PlainSession(stored_graph(config, role), where).run(feeds)
-    for name, found in joined.run(of_role(role, feeds, config)).items():
-        np.testing.assert_array_equal(found, alone[name], err_msg=name)
+    feeds = feeds_of(role, config, where)
+    outputs = [value.name for value in stored_graph(config, role).graph.output]
+    joined, alone = (
+        ort.InferenceSession(model.SerializeToString(), options(where), providers=["CPUExecutionProvider"])
+        for model in (cpu_language(config), stored_graph(config, role))
+    )
+    found, expected = joined.run(outputs, of_role(role, feeds, config)), alone.run(outputs, feeds)
+    for name, ours, theirs in zip(outputs, found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def test_the_end_of_a_prompt_extends_its_beginning_to_what_a_prefill_gives(
+    config: ModelConfig, folder: Callable[[str], Path]
+) -> None:
+    """All through the joined model, the caches of one run being those of the next, and a decode step behind it."""
+    joined = PlainSession(cpu_language(config), folder("fp32"))
+    whole = joined.run(of_role("prefill", prompt_feeds(config), config))
+    past = both_caches(config, CAPACITY)
+    for begin, end in ((0, PREFIX), (PREFIX, PROMPT.shape[1])):
+        parts = joined.run(of_role("extend", extend_feeds(config, past, begin, end), config))
+        past = present_as_past(parts)
+    assert_close("logits", parts["logits"], whole["logits"])
+    steps = [joined.run(of_role("decode", step_feeds(config, present_as_past(run)), config)) for run in (whole, parts)]
+    assert_close("logits of the step behind", steps[1]["logits"], steps[0]["logits"])
 
 
 def cut_run(config: ModelConfig, where: Path, role: str, feeds: Feeds, outputs: list[str]) -> Feeds:
@@ -180,33 +238,29 @@ def cut_run(config: ModelConfig, where: Path, role: str, feeds: Feeds, outputs: 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("role", LANGUAGE_ROLES)
 def test_a_layer_cut_out_at_named_values_computes_what_the_whole_does(
-    config: ModelConfig, folder: Callable[[str], Path], role: str, layer: int
+    config: ModelConfig, folder: Callable[[str], Path], role: Role, layer: int
 ) -> None:
     where = folder("fp32")
-    caches = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
-    wanted = [f"layers.{layer}.output", f"present.{layer}.key", f"present.{layer}.value"]
-    named = ["layers.0.output", "layers.1.output"]
-    prefill = PlainSession(promoted(stored_graph(config, "prefill"), ["inputs_embeds", *named]), where)
-    whole = prefill.run(prompt_feeds(config))
-    if role == "prefill":
-        feeds, inputs = prompt_feeds(config), ["input_ids", "cos", "sin", *caches]
-        before = "layers.0.output" if layer else "inputs_embeds"
-    else:
-        feeds = step_feeds(config, present_as_past(whole))
-        whole = PlainSession(promoted(stored_graph(config, "decode"), named), where).run(feeds)
-        inputs, before = ["cos", "sin", "write_index", "attention_mask", *caches], "layers.0.output"
-        if not layer:  # the first decode layer begins at the token itself
-            inputs, before = ["token_ids", *inputs], ""
-    given = {name: feeds[name] for name in inputs}
-    if before:
-        given = {before: whole[before], **given}
+    feeds = feeds_of(role, config, where)
+    named = ["layers.0.output", "layers.1.output", *(["inputs_embeds"] if role != "decode" else [])]
+    whole = PlainSession(promoted(stored_graph(config, role), named), where).run(feeds)
+    caches = [name for name in feeds if name.partition(".")[2].startswith(f"{layer}.")]
+    steps = [name for name in ("input_ids", "cos", "sin", "write_index", "attention_mask") if name in feeds]
+    before = "layers.0.output" if layer else "inputs_embeds"
+    # The first decode layer begins at the token itself.
+    given = {"token_ids": feeds["token_ids"]} if role == "decode" and not layer else {before: whole[before]}
+    given |= {name: feeds[name] for name in [*steps, *caches]}
+    wanted = [f"layers.{layer}.output", *(name.replace("past_key_values", "present") for name in caches)]
+    wanted = [name.replace("past_second_pass", "present_second_pass") for name in wanted]
+    assert len(wanted) == (5 if role == "extend" else 3)
     for name, found in cut_run(config, where, role, given, wanted).items():
         np.testing.assert_array_equal(found, whole[name], err_msg=name)
 
 
-def test_a_cut_holds_the_weights_of_its_part_alone(config: ModelConfig) -> None:
+@pytest.mark.parametrize("role", LANGUAGE_ROLES)
+def test_a_cut_holds_the_weights_of_its_part_alone(config: ModelConfig, role: Role) -> None:
     last = config.decoder.layers - 1
-    part = cut(cpu_language(config).SerializeToString(), "prefill", [f"layers.{last}.output"], ["logits"])
+    part = cut(cpu_language(config).SerializeToString(), role, [f"layers.{last}.output"], ["logits"])
     weights = set(weight_initializers(ModelProto.FromString(part)))
     assert len(weights) == 2  # final norm and head
     assert all(name.endswith(("norm.weight", "output.weight", "lm_head.weight")) for name in weights)
@@ -260,35 +314,44 @@ def written_bytes(path: Path) -> int:
 def test_caches_bound_as_input_and_output_are_written_in_place(
     config: ModelConfig, folder: Callable[[str], Path], role: str, tmp_path: Path
 ) -> None:
-    """The caches are copy-on-write mappings of a file of holes: only pages that something writes become memory."""
+    """The caches are copy-on-write mappings of a file of holes: only pages that something writes become memory.
+
+    Those of the second pass too, which prefill and decode hand on as they are.
+    """
     capacity = 2**14
     session = ort.InferenceSession(
         cpu_language(config).SerializeToString(), options(folder("fp32")), providers=["CPUExecutionProvider"]
     )
     binding, buffers = session.io_binding(), {}
-    feeds = prompt_feeds(config) if role == "prefill" else step_feeds(config, {}, capacity)
-    feeds = {name: value for name, value in feeds.items() if not name.startswith("past_key_values")}
+    first, last = {"prefill": (0, 6), "decode": (6, 7), "extend": (PREFIX, 6)}[role]
+    feeds = {
+        "prefill": lambda: part_feeds(config, first, last),
+        "decode": lambda: step_feeds(config, {}, capacity),
+        "extend": lambda: extend_feeds(config, {}, first, last, capacity),
+    }[role]()
     for name, value in of_role(role, feeds, config).items():
-        binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        if name not in both_caches(config, CAPACITY):
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
     binding.bind_output("logits", "cpu")
     holes = tmp_path / "caches"
     decoder = config.decoder
     shape = (1, decoder.kv_heads, capacity, decoder.head_dim)
     nbytes = 4 * int(np.prod(shape))
-    names = [f"{layer}.{part}" for layer in range(decoder.layers) for part in ("key", "value")]
+    pasts, presents = list(both_caches(config, CAPACITY)), [f.name for f in session.get_outputs() if f.name != "logits"]
     with holes.open("wb") as file:
-        file.truncate(nbytes * len(names))
-    for number, name in enumerate(names):
+        file.truncate(nbytes * len(pasts))
+    for number, (past, present) in enumerate(zip(pasts, presents, strict=True)):
         buffer = np.memmap(holes, np.float32, "c", number * nbytes, shape)
         place = ("cpu", 0, np.float32, shape, buffer.ctypes.data)
-        binding.bind_input(f"past_key_values.{name}", *place)
-        binding.bind_output(f"present.{name}", *place)
-        buffers[name] = buffer
+        binding.bind_input(past, *place)
+        binding.bind_output(present, *place)
+        buffers[past] = buffer
     session.run_with_iobinding(binding)
     touched = written_bytes(holes)
-    first, last = (0, PROMPT.shape[1]) if role == "prefill" else (PROMPT.shape[1], PROMPT.shape[1] + 1)
-    for buffer in buffers.values():
-        assert buffer[:, :, first:last].all()
+    names = [name for name in buffers if role == "extend" or name.startswith("past_key_values")]
+    for name, buffer in buffers.items():
+        assert buffer[:, :, first:last].all() == (name in names), name
+        assert not buffer[:, :, :first].any()
         assert not buffer[:, :, last:].any()
     # One page for the new rows of each key/value head; a copy would have written all of the buffers.
     page = os.sysconf("SC_PAGESIZE")

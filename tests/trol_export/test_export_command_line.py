@@ -209,13 +209,15 @@ def test_an_export_prints_the_parity_table_on_stdout_and_its_steps_on_stderr(
     ended = trol_export("--checkpoint", micro_checkpoint("phi3"), "-o", engine)
     assert ended.code == 0
     *table, activations, last = ended.stdout.splitlines()
-    row = r"(image_embeds|(text|picture): (prefill|decode \d) logits) +max\|d\| \S+ \(limit \S+\)  cosine .*  pass"
-    assert len(table) == 9
+    compared = r"(image_embeds|(text|picture): (prefill|decode \d|extend) logits)"
+    row = rf"{compared} +max\|d\| \S+ \(limit \S+\)  cosine .*  pass"
+    assert len(table) == 11
     assert all(re.fullmatch(row, line) for line in table)
     assert activations == "activations against fp16's range: fits"
     assert last == f"{engine}: {engine.stat().st_size:,} bytes, parity pass"
     steps = [line.rsplit(maxsplit=2)[0] for line in ended.stderr.splitlines()]
-    assert steps[:4] == ["read checkpoint headers", "trace vision", "trace prefill", "trace decode"]
+    traced = [f"trace {role}" for role in ("vision", "prefill", "decode", "extend")]
+    assert steps[:5] == ["read checkpoint headers", *traced]
     assert steps[-1] == "compare with the eager model"
     assert Bundle.open(engine).manifest.precision == "fp16"  # the default
 

@@ -97,4 +97,4 @@ def test_the_same_config_gives_the_same_graphs(micro_engine: Callable[..., Path]
     graphs = build_graphs(config, "fp16", offsets, step)
     assert graphs.roles == bundle.manifest.graphs
     assert graphs.entries == {entry: bundle.read(entry) for entry in graphs.entries}
-    assert steps == ["trace vision", "trace prefill", "trace decode"]
+    assert steps == ["trace vision", "trace prefill", "trace decode", "trace extend"]

@@ -163,14 +163,16 @@ def test_a_right_engine_passes(
             "image_embeds",
             "text: prefill logits",
             "picture: prefill logits",
+            "picture: extend logits",
             "picture: decode 3 logits",
         } <= outputs
     else:
         assert report.scope == "vision, embedding, layers 0, 1 of 2, head"
         layer = {f"layers.1.{value}" for value in ("first_pass", "second_pass", "output")}
         assert {"image_embeds", "embedding: inputs_embeds", "prefill: present.0.key"} <= outputs
-        assert {"prefill head: logits", "decode head: logits"} <= outputs
-        assert {f"prefill: {value}" for value in layer} <= outputs
+        assert {"prefill head: logits", "decode head: logits", "extend head: logits"} <= outputs
+        assert {f"{role}: {value}" for value in layer for role in ("prefill", "extend")} <= outputs
+        assert {"extend: present.1.key", "extend: present_second_pass.0.value"} <= outputs
         assert {"decode: layers.0.output", "decode: layers.1.output", "decode: present.1.value"} <= outputs
     assert {"layers.0", "layers.1"} <= report.ranges.keys()
 
@@ -240,6 +242,11 @@ def test_by_part_a_wrong_layer_fails_alone(
         "prefill: layers.1.second_pass",
         "prefill: layers.1.output",
         "decode: layers.1.output",
+        "extend: layers.1.first_pass",
+        "extend: layers.1.second_pass",
+        "extend: layers.1.output",
+        "extend: present_second_pass.1.key",
+        "extend: present_second_pass.1.value",
     }
 
 

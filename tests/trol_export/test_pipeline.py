@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from trol_export import parity, pipeline
+from emitted_graphs import program
+from trol_export import graph_build, parity, pipeline
 from trol_export.arena import ArenaLayout, stream_arena
 from trol_export.checkpoint import Checkpoint
 from trol_export.pipeline import ExportRequest, export_engine
@@ -26,6 +27,12 @@ from trol_runtime.rope import rope_rows
 
 ARCHS = ["internlm2", "phi3"]
 Source = Callable[[str], Iterator[memoryview]]
+
+
+@pytest.fixture(autouse=True)
+def traces_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing is most of the time of so small an export; the same config gives the same trace."""
+    monkeypatch.setattr(graph_build, "trace", lambda model, role: program(model.config, role))
 
 
 # --- what the file holds ------------------------------------------------------------------------------------------
@@ -70,7 +77,7 @@ def test_the_manifest_says_where_the_engine_comes_from_and_what_runs_it(
     producer, (plan,) = bundle.manifest.producer, bundle.manifest.plans
     assert producer["checkpoint"] == {"folder": micro_checkpoint("internlm2").name}
     assert {"trol-export", "torch", "onnx-ir", "onnxruntime", "tokenizers"} <= producer.keys()
-    assert (plan.target, plan.roles) == ("cpu", ("vision", "prefill", "decode"))
+    assert (plan.target, plan.roles) == ("cpu", ("vision", "prefill", "decode", "extend"))
     assert plan.versions == {"onnxruntime": ort.__version__}
     assert all(entry in bundle.entries for entry in plan.entries)
     assert bundle.manifest.prompt == official_template("internlm2")
@@ -99,6 +106,7 @@ def test_the_same_export_gives_the_same_bytes(
     first = micro_engine("phi3")
     limits = Bundle.open(first).manifest.limits
     again = tmp_path / "again.plan"
+    program.cache_clear()  # traced anew
     export_engine(
         ExportRequest(str(micro_checkpoint("phi3")), again, "fp32", max_seq=limits.max_seq, max_batch=limits.max_batch)
     )
@@ -146,7 +154,7 @@ def test_the_onnx_files_run_without_this_project(
     checkpoint, folder = micro_checkpoint(arch), tmp_path / "onnx"
     export_engine(ExportRequest(str(checkpoint), tmp_path / "engine.plan", "fp32", onnx_dir=folder))
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("decode.onnx", "prefill.onnx", "vision.onnx", "weights.safetensors")
+        *("decode.onnx", "extend.onnx", "prefill.onnx", "vision.onnx", "weights.safetensors")
     ]
     config = Bundle.open(tmp_path / "engine.plan").manifest.model
     eager = EagerSession(eager_model(config, Checkpoint.open(checkpoint).torch))
@@ -159,10 +167,15 @@ def test_the_onnx_files_run_without_this_project(
     cos, sin = rope_rows(config.decoder, np.arange(ids.size)[None], ids.size)
     decoder = config.decoder
     empty = np.zeros((1, decoder.kv_heads, ids.size, decoder.head_dim), np.float32)
-    caches = {f"past_key_values.{i}.{part}": empty for i in range(decoder.layers) for part in ("key", "value")}
-    feeds = {"input_ids": ids, "image_embeds": embeds[0], "cos": cos, "sin": sin, **caches}
-    logits = run_onnx(folder / "prefill.onnx", feeds)[0]
-    np.testing.assert_allclose(logits, eager.prefill(ids, embeds), rtol=0, atol=1e-5 * np.abs(logits).max())
+    kinds = ("past_key_values", "past_second_pass")
+    caches = [f"{kind}.{i}.{part}" for kind in kinds for i in range(decoder.layers) for part in ("key", "value")]
+    feeds = {"input_ids": ids, "image_embeds": embeds[0], "cos": cos, "sin": sin}
+    expected = eager.prefill(ids, embeds)
+    (prefill, *_) = run_onnx(folder / "prefill.onnx", feeds | dict.fromkeys(caches[: 2 * decoder.layers], empty))
+    place = {"write_index": np.array([0]), "attention_mask": np.tri(ids.size, dtype=np.bool_)[None, None]}
+    (extend, *_) = run_onnx(folder / "extend.onnx", feeds | place | dict.fromkeys(caches, empty))
+    for logits in (prefill, extend):
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
 def run_onnx(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -334,6 +347,6 @@ def test_a_weight_written_wrong_fails_the_parity_check_and_leaves_no_engine(
     assert ended.code == 1
     assert ended.stdout == ""
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith("trol-export: parity failed for 8 of 9 outputs: ")
+    assert last.startswith("trol-export: parity failed for 10 of 11 outputs: ")
     assert last.endswith("; no engine was written, please report this checkpoint")
     assert list(tmp_path.iterdir()) == []

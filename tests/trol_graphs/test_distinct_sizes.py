@@ -18,6 +18,7 @@ from emitted_graphs import (
     PlainSession,
     ReadArray,
     as_torch,
+    both_caches,
     cache_feeds,
     present_as_past,
     seeded_model,
@@ -74,6 +75,11 @@ class Distinct:
     @property
     def embeds(self) -> np.ndarray:
         return np.random.default_rng(6).standard_normal((7, self.config.decoder.hidden_size)).astype(np.float32)
+
+    def embeds_between(self, begin: int, end: int) -> np.ndarray | None:
+        """Those of the image tokens among prompt[begin:end]; None where there are none."""
+        first, last = ((self.prompt[0, :place] == self.config.image_token_id).sum() for place in (begin, end))
+        return self.embeds[first:last] if last > first else None
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -137,6 +143,64 @@ def test_the_graphs_compute_what_eager_does(distinct: Distinct) -> None:
         assert_close(f"logits of position {position}", outputs["logits"], eager.decode(np.array([token])))
     for name, cache in zip(present_as_past(outputs), eager.caches, strict=True):
         assert_close(name, outputs[name.replace("past_key_values", "present")], cache.numpy())
+
+
+@pytest.mark.parametrize("split", range(1, 16))
+def test_a_prompt_in_two_parts_computes_what_the_restated_whole_does(distinct: Distinct, split: int) -> None:
+    """Wherever it is divided, through the picture too, and however short a part: every token is run twice."""
+    eager, restated, ids = distinct.eager, distinct.restated, distinct.prompt
+    expected = restated.prompt(ids[0], distinct.embeds)
+    eager.reset()
+    for begin, end in ((0, split), (split, ids.shape[1])):
+        with recorded() as values, torch.inference_mode():
+            embeds = distinct.embeds_between(begin, end)
+            logits = eager.extend(ids[:, begin:end], embeds, known=ids.shape[1])
+        for layer in range(distinct.config.decoder.layers):
+            wanted = {"first_pass": expected.x1, "second_pass": expected.x2, "output": expected.mixed}
+            for part, rows in wanted.items():
+                found = values[f"layers.{layer}.{part}"].numpy()
+                assert_close(f"{part} of layer {layer}", found, rows[layer][begin:end])
+        assert_close(f"logits of {end} tokens", logits[0], expected.logits[end - 1])
+    passes = {
+        "first": (eager.caches, restated.keys, restated.values),
+        "second": (eager.second_pass, restated.second_keys, restated.second_values),
+    }
+    for name, (caches, keys, values_of) in passes.items():
+        for layer in range(distinct.config.decoder.layers):
+            for cache, rows in zip(caches[2 * layer :], (keys[layer], values_of[layer]), strict=False):
+                assert_close(f"{name} pass's cache of layer {layer}", cache[0].numpy(), np.stack(rows, axis=1))
+    assert_close("logits of the step behind", eager.decode(np.array([17]))[0], restated.step(17))
+
+
+def test_the_extend_graph_computes_what_eager_does(distinct: Distinct) -> None:
+    """Three parts, one of them a single token, in caches with room to spare; every output."""
+    config, eager, ids = distinct.config, distinct.eager, distinct.prompt
+    length, capacity = ids.shape[1], ids.shape[1] + 3
+    extend = PlainSession(stored_graph(config, "extend"), distinct.folder)
+    past = both_caches(config, capacity)
+    eager.reset()
+    for begin, end in ((0, 8), (8, 9), (9, length)):
+        embeds = distinct.embeds_between(begin, end)
+        cos, sin = rope_rows(config.decoder, np.arange(begin, end)[None], length)
+        mask = np.arange(capacity) <= np.arange(begin, end)[:, None]
+        dummy = np.zeros((1, config.decoder.hidden_size), np.float32)
+        feeds = {"input_ids": ids[:, begin:end], "image_embeds": dummy if embeds is None else embeds}
+        feeds |= {"cos": cos, "sin": sin, "write_index": np.array([begin]), "attention_mask": mask[None, None]}
+        outputs = extend.run({**feeds, **past})
+        past = present_as_past(outputs)
+        assert_close(f"logits of {end} tokens", outputs["logits"], eager.extend(ids[:, begin:end], embeds, length))
+    for (name, found), cache in zip(past.items(), [*eager.caches, *eager.second_pass], strict=True):
+        assert_close(name, found[:, :, :length], cache.numpy())
+        assert not found[:, :, length:].any(), name
+
+
+def test_the_second_pass_s_keys_and_values_are_others_than_the_first_s(distinct: Distinct) -> None:
+    """So the equalities above would notice one pass attending to the other's."""
+    eager = distinct.eager
+    eager.reset()
+    eager.extend(distinct.prompt, distinct.embeds)
+    for first, second in zip(eager.caches, eager.second_pass, strict=True):
+        assert (first - second).abs().max() > 0.05 * first.abs().max()
 
 
 def test_a_prompt_of_one_token_is_a_single_pass(distinct: Distinct) -> None:

@@ -81,6 +81,23 @@ def test_decode_computes_every_official_step(official: OfficialModel, case: str)
             assert_close(f"{case}/layer{layer}/{name}", tensor, golden[f"{case}/layer{layer}/{name}"])
 
 
+@pytest.mark.parametrize("case", ["img", "text"])
+def test_a_prompt_in_two_parts_computes_the_official_logits_and_caches(official: OfficialModel, case: str) -> None:
+    """Divided within the picture, if there is one."""
+    golden, eager, ids, embeds = official.golden, official.eager, official.ids(case), official.embeds_of(case)
+    half = ids.shape[1] // 2
+    shown = int((ids[0, :half] == official.config.image_token_id).sum())
+    first, second = (None, None) if embeds is None else (embeds[:shown], embeds[shown:])
+    eager.reset()
+    eager.extend(ids[:, :half], first, known=ids.shape[1])
+    logits = eager.extend(ids[:, half:], second)
+    assert_close(f"{case}/prefill_logits_last", logits, golden[f"{case}/prefill_logits_last"])
+    for layer in range(official.layers):
+        for part, cache in zip(("key", "value"), eager.caches[2 * layer :], strict=False):
+            name = f"{case}/layer{layer}/{part}_cache"
+            assert_close(name, golden.thin(name, cache.numpy()), golden[name])
+
+
 def test_greedy_tokens_are_the_official_ones(official: OfficialModel) -> None:
     expected = official.golden["text/greedy_tokens"]
     found = official.eager.greedy(official.ids("text"), None, expected.shape[1])

@@ -45,6 +45,7 @@ from trol_runtime.model_config import ModelConfig
 MODELS: list[Any] = ["micro-internlm2", "micro-phi3", *DISTINCT.values()]
 SYMBOLS = {"crops", "sequence_length", "batch", "image_tokens", "cache_length"}
 VISION_PREFIXES = ("vit.", "vision_model.", "vision_proj.")
+PROMPT_ROLES: tuple[Role, ...] = ("prefill", "extend")  # every layer twice, then the mixer
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=["micro-internlm2", "micro-phi3", *DISTINCT])
@@ -97,20 +98,21 @@ def expected_operators(config: ModelConfig, role: Role, precision: str) -> Count
             add(1, Reshape=2, Transpose=1, LayerNormalization=1, Gemm=2, Gelu=1)  # pixel shuffle; projector
             add(tower, Gemm=4, Split=1, Gelu=1, Mul=2)  # qkv, proj, fc1, fc2; ls1, ls2
         return counts
-    bodies = 2 * layers if role == "prefill" else layers
+    bodies = 2 * layers if role in PROMPT_ROLES else layers
     if internlm2:
         attention["Reshape"] += 1  # wqkv's rows by group
         add(bodies, Gemm=5, Split=1, Mul=2)  # wqkv, wo, w1, w2, w3; q | k | v; silu(w1 x) * w3 x
-        if role == "prefill":
+        if role in PROMPT_ROLES:
             add(5 * bodies, Gemm=2, Mul=1, Add=1)  # partial LoRA: lora_A, mask, lora_B, sum
     else:
         attention["Reshape"] += 1  # qkv_proj's rows by head
         add(bodies, Gemm=4, Split=2, Mul=2)  # qkv, o, gate_up, down; q | k | v and gate | up
     add(bodies, **attention, RMSNormalization=2, RotaryEmbedding=2, Sigmoid=1, Add=2)
     add(bodies, Cast=4 * fp16)  # rotary tables are fp32 at every precision
-    add(layers, TensorScatter=2)  # the first pass's keys and values alone
+    # keys and values: of both passes in extend, elsewhere of the first alone
+    add(bodies if role == "extend" else layers, TensorScatter=2)
     add(1, Gather=1, RMSNormalization=1, Gemm=1, Cast=fp16)  # embedding; final norm, head, fp32 logits
-    if role == "prefill":
+    if role in PROMPT_ROLES:
         add(layers, Mixer=1)
         # image token number j takes row j of image_embeds; the last position alone reaches the head
         add(1, Reshape=1, Equal=1, Cast=1, CumSum=1, Sub=1, Max=1, Unsqueeze=1, Gather=1, Where=1, Slice=1)
@@ -137,9 +139,10 @@ def test_role_graphs_are_flat(config: ModelConfig, role: Role, precision: str) -
     assert {value.type.WhichOneof("value") for value in values} == {"tensor_type"}
 
 
-def test_the_one_local_function_is_the_mixer_and_prefill_alone_has_it(config: ModelConfig, precision: str) -> None:
+def test_the_one_local_function_is_the_mixer_of_graphs_that_traverse(config: ModelConfig, precision: str) -> None:
     functions = {name: [f"{f.domain}::{f.name}" for f in model.functions] for name, model in emitted(config, precision)}
-    assert functions == {"vision": [], "prefill": ["trol::Mixer"], "decode": [], "cpu": ["trol::Mixer"]}
+    mixer = ["trol::Mixer"]
+    assert functions == {"vision": [], "prefill": mixer, "decode": [], "extend": mixer, "cpu": mixer}
 
 
 def test_every_linear_is_a_gemm_on_the_checkpoint_s_own_matrix(config: ModelConfig, role: Role, precision: str) -> None:
@@ -171,17 +174,25 @@ def test_causal_and_mask_or_lengths_never_meet(config: ModelConfig, precision: s
                 assert len(extra) <= 1, f"{name}: {node.name}"  # the mask alone
 
 
-def test_prefill_attends_causally_to_itself_decode_by_mask_to_the_cache(config: ModelConfig) -> None:
-    for node in stored_graph(config, "prefill").graph.node:
-        if node.op_type == "Attention":
-            assert (attributes(node)["is_causal"], len(node.input)) == (1, 3)
-    decode = stored_graph(config, "decode")
-    found = [node.input for node in decode.graph.node if node.op_type == "Attention"]
-    for layer, inputs in enumerate(found):
-        assert list(inputs[1:]) == [f"present.{layer}.key", f"present.{layer}.value", "attention_mask"]
-    for node in stored_graph(config, "vision").graph.node:
-        if node.op_type == "Attention":
-            assert (attributes(node)["is_causal"], len(node.input)) == (0, 3)
+def attentions(config: ModelConfig, role: Role) -> list[NodeProto]:
+    return [node for node in stored_graph(config, role).graph.node if node.op_type == "Attention"]
+
+
+def test_a_prompt_attends_causally_to_itself_and_a_picture_to_all_of_itself(config: ModelConfig) -> None:
+    causal: dict[Role, int] = {"prefill": 1, "vision": 0}
+    for role, is_causal in causal.items():
+        for node in attentions(config, role):
+            assert (attributes(node)["is_causal"], len(node.input)) == (is_causal, 3)
+
+
+def test_decode_and_extend_attend_by_mask_to_the_caches_they_have_just_written(config: ModelConfig) -> None:
+    """In extend the first pass to the first pass's keys and values, the second pass to the second's."""
+    passes: dict[Role, list[str]] = {"decode": ["present"], "extend": ["present", "present_second_pass"]}
+    for role, caches in passes.items():
+        places = [f"{cache}.{layer}" for layer in range(config.decoder.layers) for cache in caches]
+        for node, place in zip(attentions(config, role), places, strict=True):
+            assert attributes(node)["is_causal"] == 0
+            assert list(node.input[1:]) == [f"{place}.key", f"{place}.value", "attention_mask"]
 
 
 # Traversal
@@ -193,32 +204,65 @@ def layer_bodies(model: ModelProto) -> Counter[str]:
     return Counter(match[1] for node in model.graph.node if (match := pattern.search(node.name)))
 
 
-def test_traversal_is_unrolled_two_bodies_a_layer_in_prefill_one_in_decode(config: ModelConfig, precision: str) -> None:
+def test_traversal_is_unrolled_two_bodies_a_layer_for_prompts_one_in_decode(
+    config: ModelConfig, precision: str
+) -> None:
     layers = [str(layer) for layer in range(config.decoder.layers)]
-    assert layer_bodies(stored_graph(config, "prefill", precision)) == dict.fromkeys(layers, 2)
+    for role in PROMPT_ROLES:
+        assert layer_bodies(stored_graph(config, role, precision)) == dict.fromkeys(layers, 2)
     assert layer_bodies(stored_graph(config, "decode", precision)) == dict.fromkeys(layers, 1)
 
 
-def test_both_passes_read_the_same_weights(config: ModelConfig) -> None:
-    readers = consumers(stored_graph(config, "prefill"))
+@pytest.mark.parametrize("role", PROMPT_ROLES)
+def test_both_passes_read_the_same_weights(config: ModelConfig, role: Role) -> None:
+    readers = consumers(stored_graph(config, role))
     for name in expected_tensors(config):
         if ".layers." in name and not name.startswith(VISION_PREFIXES):
             (first, _), (second, _) = readers[name]
             assert ("/second_pass/" in first.name, "/second_pass/" in second.name) == (False, True), name
 
 
-def test_only_the_first_pass_is_cached(config: ModelConfig) -> None:
-    model = stored_graph(config, "prefill")
-    written = [node for node in model.graph.node if node.op_type == "TensorScatter"]
-    assert not [node.name for node in written if "second_pass" in node.name]
+def cache_writes(config: ModelConfig, role: Role) -> list[NodeProto]:
+    return [node for node in stored_graph(config, role).graph.node if node.op_type == "TensorScatter"]
+
+
+def test_prefill_and_decode_cache_the_first_pass_alone(config: ModelConfig) -> None:
     names = [f"{layer}.{part}" for layer in range(config.decoder.layers) for part in ("key", "value")]
-    assert [(node.input[0], node.output[0]) for node in written] == [
-        (f"past_key_values.{name}", f"present.{name}") for name in names
-    ]
+    indices: dict[Role, list[str]] = {"prefill": [], "decode": ["write_index"]}
+    for role, index in indices.items():
+        written = cache_writes(config, role)
+        assert not [node.name for node in written if "second_pass" in node.name]
+        assert [([node.input[0], *node.input[2:]], node.output[0]) for node in written] == [
+            ([f"past_key_values.{name}", *index], f"present.{name}") for name in names
+        ]
 
 
-def test_the_mixer_blends_the_two_passes_with_the_one_gate(config: ModelConfig) -> None:
-    mixers = [node for node in stored_graph(config, "prefill").graph.node if node.op_type == "Mixer"]
+def test_extend_caches_each_pass_apart(config: ModelConfig) -> None:
+    """What the second pass computes goes to the second pass's caches and to no others."""
+    written = cache_writes(config, "extend")
+    for past, present, second in (
+        ("past_key_values", "present", False),
+        ("past_second_pass", "present_second_pass", True),
+    ):
+        of_pass = [node for node in written if ("/second_pass/" in node.name) == second]
+        names = [f"{layer}.{part}" for layer in range(config.decoder.layers) for part in ("key", "value")]
+        assert [(node.input[0], node.input[2], node.output[0]) for node in of_pass] == [
+            (f"{past}.{name}", "write_index", f"{present}.{name}") for name in names
+        ]
+
+
+def test_every_written_cache_is_an_output_of_its_graph(config: ModelConfig, precision: str) -> None:
+    """So that a runtime can bind it in place; tensorrt-rtx refuses a TensorScatter whose result is not an output."""
+    for name, model in emitted(config, precision):
+        for graph in subgraphs(model.graph):
+            written = {node.output[0] for node in graph.node if node.op_type == "TensorScatter"}
+            assert written <= {value.name for value in graph.output}, f"{name}: {graph.name}"
+
+
+@pytest.mark.parametrize("role", PROMPT_ROLES)
+def test_the_mixer_blends_the_two_passes_with_the_one_gate(config: ModelConfig, role: Role) -> None:
+    mixers = [node for node in stored_graph(config, role).graph.node if node.op_type == "Mixer"]
+    assert len(mixers) == config.decoder.layers
     for layer, node in enumerate(mixers):
         passes = [f"layers.{layer}.first_pass", f"layers.{layer}.second_pass"]
         assert list(node.input) == [*passes, "trol_gating.weight", "trol_gating.bias"]
@@ -244,7 +288,7 @@ def weights_of(config: ModelConfig, role: Role) -> set[str]:
     vision = {name for name in every if name.startswith(VISION_PREFIXES)}
     if role == "vision":
         return vision
-    if role == "prefill":
+    if role in PROMPT_ROLES:
         return every - vision
     return {name for name in every - vision if ".lora_" not in name and not name.startswith("trol_gating.")}
 
@@ -302,11 +346,13 @@ def test_names_are_unique_and_come_from_the_model(config: ModelConfig, precision
 
 def test_values_people_ask_for_have_their_names(config: ModelConfig) -> None:
     layers = range(config.decoder.layers)
+    parts = ("first_pass", "second_pass", "output")
+    of_prompts = {"inputs_embeds"} | {f"layers.{layer}.{part}" for layer in layers for part in parts}
     expected = {
         "vision": {"vision.last_hidden", "vision.features"},
-        "prefill": {"inputs_embeds"}
-        | {f"layers.{layer}.{part}" for layer in layers for part in ("first_pass", "second_pass", "output")},
+        "prefill": of_prompts,
         "decode": {f"layers.{layer}.output" for layer in layers},
+        "extend": of_prompts,
     }
     for role in ROLES:
         made = {value for node in stored_graph(config, role).graph.node for value in node.output}
@@ -375,6 +421,13 @@ def test_the_interface_of_a_small_model_in_full() -> None:
         **{f"past_key_values.{name}": cache.format("batch") for name in caches},
         "logits": "float32[batch,320]",
         **{f"present.{name}": cache.format("batch") for name in caches},
+    }
+    assert found["extend"] == {
+        **found["prefill"],
+        "write_index": "int64[1]",
+        "attention_mask": "bool[1,1,sequence_length,cache_length]",
+        **{f"past_second_pass.{name}": cache.format(1) for name in caches},
+        **{f"present_second_pass.{name}": cache.format(1) for name in caches},
     }
 
 

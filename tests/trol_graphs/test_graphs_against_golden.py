@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from emitted_graphs import (
     NUMPY_TYPE,
     PRECISIONS,
     PlainSession,
+    both_caches,
     cache_feeds,
     present_as_past,
     promoted,
@@ -51,6 +53,30 @@ def prefill_feeds(
     return {"input_ids": ids, "image_embeds": rows, "cos": cos, "sin": sin, **caches}
 
 
+def extend_feeds(
+    official: OfficialModel,
+    ids: np.ndarray,
+    embeds: np.ndarray | None,
+    part: slice,
+    past: dict[str, np.ndarray],
+    precision: str,
+) -> dict[str, np.ndarray]:
+    """ids, embeds: of the whole prompt, of which the graph is given `part`"""
+    positions = np.arange(ids.shape[1])[part]
+    first, last = ((ids[0, :place] == official.config.image_token_id).sum() for place in (part.start, part.stop))
+    shown = embeds[first:last] if embeds is not None and last > first else np.zeros((1, official.hidden))
+    cos, sin = rope_rows(official.config.decoder, positions[None], ids.shape[1])
+    mask = np.arange(next(iter(past.values())).shape[2]) <= positions[:, None]
+    step = {"input_ids": ids[:, part], "write_index": positions[:1], "attention_mask": mask[None, None]}
+    return {**step, "image_embeds": shown.astype(NUMPY_TYPE[precision]), "cos": cos, "sin": sin, **past}
+
+
+def parts_of(length: int) -> list[slice]:
+    """A prompt in four parts: the third begins within a picture, if there is one, and the last is a single token."""
+    places = [0, 7, length // 2, length - 1, length]
+    return [slice(begin, end) for begin, end in pairwise(places)]
+
+
 def decode_feeds(
     official: OfficialModel, token: int, position: int, past: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -62,10 +88,11 @@ def decode_feeds(
 
 
 class GraphRun:
-    """The three stored graphs of one precision, teacher-forced through a golden case."""
+    """The stored graphs of one precision, teacher-forced through a golden case."""
 
     def __init__(self, official: OfficialModel, precision: str, folder: Path, named: bool) -> None:
         self.official, self.precision, self.folder, self.named = official, precision, folder, named
+        self.gates: dict[str, list[str]] = {}  # role -> the gates' names, where the role's graph has been loaded
 
     @cache  # noqa: B019  (one object per test session)
     def session(self, role: Role) -> PlainSession:
@@ -76,20 +103,32 @@ class GraphRun:
         if role == "vision":
             return PlainSession(promoted(model, ["vision.last_hidden", "vision.features"]), self.folder)
         names = [f"layers.{layer}.output" for layer in layers]
-        if role == "prefill":
+        if role != "decode":
             model = inline_local_functions(model)
             passes = [f"layers.{layer}.{part}" for layer in layers for part in ("first_pass", "second_pass")]
             names += ["inputs_embeds", *passes]
-            self.gates = gates_of(model, len(layers))
+            gates = self.gates[role] = gates_of(model, len(layers))
             shape: list[str | int | None] = ["sequence_length", 1]
             model.graph.value_info.extend(
-                helper.make_tensor_value_info(gate, TensorProto.FLOAT, shape) for gate in self.gates
+                helper.make_tensor_value_info(gate, TensorProto.FLOAT, shape) for gate in gates
             )
-            names += self.gates
+            names += gates
         return PlainSession(promoted(model, names), self.folder)
 
     def encode(self, picture: str) -> dict[str, np.ndarray]:
         return self.session("vision").run({"pixel_values": self.official.pixels(picture)})
+
+    @cache  # noqa: B019
+    def in_parts(self, case: str) -> dict[str, np.ndarray]:
+        """What `extend` makes of a prompt in parts, in the form of a prefill's outputs: values of all parts as one."""
+        official, ids = self.official, self.official.ids(case)
+        past, outputs = both_caches(official.config, ids.shape[1] + 5, self.precision), []
+        for part in parts_of(ids.shape[1]):
+            feeds = extend_feeds(official, ids, official.embeds_of(case), part, past, self.precision)
+            outputs.append(self.session("extend").run(feeds))
+            past = present_as_past(outputs[-1])
+        per_token = [name for name in outputs[0] if name != "logits" and not name.startswith("present")]
+        return {**outputs[-1], **{name: np.concatenate([part[name] for part in outputs]) for name in per_token}}
 
     @cache  # noqa: B019
     def case(self, case: str) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
@@ -131,11 +170,15 @@ def test_the_fp32_vision_graph_computes_the_official_features(exact: GraphRun) -
 
 
 @pytest.mark.parametrize("case", ["img", "text"])
-def test_the_fp32_prefill_graph_computes_every_official_intermediate_tensor(exact: GraphRun, case: str) -> None:
-    golden, (outputs, _) = exact.official.golden, exact.case(case)
+@pytest.mark.parametrize("role", ["prefill", "extend"])
+def test_the_fp32_graphs_of_prompts_compute_every_official_intermediate_tensor(
+    exact: GraphRun, role: str, case: str
+) -> None:
+    """At once by prefill; by extend in parts, whose values together are those of the whole."""
+    golden, outputs = exact.official.golden, exact.case(case)[0] if role == "prefill" else exact.in_parts(case)
     seq = exact.official.ids(case).shape[1]
     found = {"inputs_embeds": outputs["inputs_embeds"][None]}
-    for layer, gate in enumerate(exact.gates):
+    for layer, gate in enumerate(exact.gates[role]):
         outputs[f"layers.{layer}.gate"] = outputs[gate]
         for ours, theirs in GOLDEN_NAME.items():
             found[f"layer{layer}/{theirs}"] = outputs[f"layers.{layer}.{ours}"][None]
@@ -214,6 +257,14 @@ def test_the_fp16_graphs_stay_within_the_fp16_budget(narrow: GraphRun, case: str
             assert ours.argmax() == theirs.argmax(), f"step {step}"
 
 
+@pytest.mark.parametrize("case", ["img", "text"])
+def test_a_prompt_in_parts_stays_within_the_fp16_budget(narrow: GraphRun, case: str) -> None:
+    ours = narrow.in_parts(case)["logits"][0].astype(np.float64)
+    theirs = narrow.official.golden[f"{case}/prefill_logits_last"][0].astype(np.float64)
+    assert ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs)) >= 0.9999
+    assert np.abs(ours - theirs).max() <= 0.01 * np.abs(theirs).max()
+
+
 def test_the_fp16_vision_graph_stays_within_the_fp16_budget(narrow: GraphRun) -> None:
     golden = narrow.official.golden
     found = narrow.encode("b")["image_embeds"]
@@ -224,13 +275,19 @@ def test_the_fp16_vision_graph_stays_within_the_fp16_budget(narrow: GraphRun) ->
     assert np.abs(found - expected).max() <= 0.01 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("role", ["prefill", "extend"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_dummy_row_of_a_prompt_without_a_picture_is_never_read(
-    official: OfficialModel, onnx_folder: Folder, precision: str
+    official: OfficialModel, onnx_folder: Folder, precision: str, role: Role
 ) -> None:
     run = GraphRun(official, precision, onnx_folder(precision), named=False)
     ids = official.ids("text")
-    zeros = prefill_feeds(official, ids, None, ids.shape[1], precision)
+    length = ids.shape[1]
+    if role == "prefill":
+        zeros = prefill_feeds(official, ids, None, length, precision)
+    else:
+        past = both_caches(official.config, length, precision)
+        zeros = extend_feeds(official, ids, None, slice(0, length), past, precision)
     poisoned = {**zeros, "image_embeds": np.full_like(zeros["image_embeds"], np.nan)}
-    session = run.session("prefill")
+    session = run.session(role)
     np.testing.assert_array_equal(session.run(poisoned)["logits"], session.run(zeros)["logits"])

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(not POLYGRAPHY.exists(), reason="polygraphy come
 
 SIZES = {"crops": 2, "sequence_length": 9, "image_tokens": 4, "cache_length": 40, "batch": 3}
 # Polygraphy draws the inputs: token ids and write indices have to stay inside the vocabulary and the cache.
-RANGES = ["token_ids:[3,99]", "input_ids:[3,99]", "write_index:[0,39]"]
+RANGES = ["token_ids:[3,99]", "input_ids:[3,99]", "write_index:[0,31]"]
 
 
 @pytest.fixture(scope="module", params=["micro-internlm2", "micro-phi3"])
 def onnx_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, Path]:
-    """The three graphs beside their weights, as `trol-export --onnx-dir` leaves them."""
+    """The graphs beside their weights, as `trol-export --onnx-dir` leaves them."""
     config, read = seeded_model(request.param)
     folder = write_weights(tmp_path_factory.mktemp(request.param), config, "fp32", read)
     for role in ROLES:

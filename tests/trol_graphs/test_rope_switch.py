@@ -23,6 +23,7 @@ from trol_export.pipeline import ExportRequest, export_engine
 from trol_graphs.eager import EagerSession, eager_model
 from trol_runtime import TroL
 from trol_runtime.rope import table_scale
+from trol_runtime.session import Session
 
 ORIGINAL, LONGEST = 24, 24 * 32
 ROPE: dict[str, dict[str, Any]] = {
@@ -104,6 +105,23 @@ def test_decoding_past_the_limit_keeps_cached_keys_on_the_short_factors(
     for token in tokens:
         length = len(model.keys[0]) + 1
         assert_close(f"logits of {length} tokens", session.decode(np.array([token]))[0], model.step(token))
+
+
+@CASES
+@pytest.mark.parametrize("length", [ORIGINAL, ORIGINAL + 1])
+def test_every_part_of_a_prompt_takes_the_tables_of_its_whole_length(
+    sessions: Callable[[str, str], AnySession], runner: str, kind: str, length: int
+) -> None:
+    """The first part alone would be short of the switch."""
+    prompt = ids(length)
+    session: Any = sessions(runner, kind)
+    if runner == "eager":
+        session.reset()
+        session.extend(prompt[:, :10], known=length)
+        found = session.extend(prompt[:, 10:])
+    else:
+        found = Session(session._backend, session._config, session._limits, prefill_chunk=10).prefill(prompt)
+    assert_close(f"logits of {length} tokens", found, restated(kind).prompt(prompt[0]).logits[-1:])
 
 
 def test_eager_keeps_the_very_keys_it_cached_before_the_switch(sessions: Callable[[str, str], AnySession]) -> None:

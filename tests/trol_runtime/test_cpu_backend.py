@@ -1,4 +1,4 @@
-"""The CPU backend: caches written in place, both roles on one set of weights, clear words about files and packages."""
+"""The CPU backend: caches written in place, all roles on one set of weights, clear words about files and packages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ import onnxruntime
 import pytest
 
 from small_engine import write_small_engine
-from small_prompts import picture, text_ids
-from trol_runtime import TroL
+from small_prompts import assert_close, picture, text_ids
+from trol_runtime import TroL, cpu_backend
 from trol_runtime.bundle import Bundle
 from trol_runtime.cpu_backend import CpuBackend, mapped_session
-from trol_runtime.errors import EngineFileError, MissingExtraError, NumericError
+from trol_runtime.errors import EngineFileError, LimitError, MissingExtraError, NumericError
 from trol_runtime.kv_cache import KVCache
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.rope import rope_rows
@@ -38,15 +39,27 @@ def config(bundle: Bundle) -> ModelConfig:
     return bundle.manifest.model
 
 
-def cache_of(config: ModelConfig, rows: int = 1, tokens: int = 100) -> KVCache:
-    cache = KVCache(config.decoder, max_tokens=640)
+def cache_of(config: ModelConfig, rows: int = 1, tokens: int = 100, keeps_second_pass: bool = False) -> KVCache:
+    cache = KVCache(config.decoder, 640, keeps_second_pass)
     cache.allocate(rows, tokens)
     return cache
 
 
 def prefill(backend: CpuBackend, cache: KVCache, config: ModelConfig, tokens: int) -> np.ndarray:
     cos, sin = rope_rows(config.decoder, np.arange(tokens)[None], tokens)
-    return backend.prefill(cache, text_ids(config, tokens), None, cos, sin)
+    return backend.prefill(cache, text_ids(config, tokens), no_picture(config), cos, sin)
+
+
+def extend(backend: CpuBackend, cache: KVCache, config: ModelConfig, begin: int, end: int, tokens: int) -> np.ndarray:
+    """Tokens `begin` to `end` of the prompt of `tokens` that `prefill` above runs."""
+    cos, sin = rope_rows(config.decoder, np.arange(begin, end)[None], tokens)
+    mask = (np.arange(cache.capacity) <= np.arange(begin, end)[:, None])[None, None]
+    ids = text_ids(config, tokens)[:, begin:end]
+    return backend.extend(cache, ids, no_picture(config), np.array([begin]), mask, cos, sin)
+
+
+def no_picture(config: ModelConfig) -> np.ndarray:
+    return np.zeros((0, config.decoder.hidden_size), np.float32)
 
 
 def decode(backend: CpuBackend, cache: KVCache, config: ModelConfig, lengths: list[int]) -> np.ndarray:
@@ -57,31 +70,64 @@ def decode(backend: CpuBackend, cache: KVCache, config: ModelConfig, lengths: li
     return backend.decode(cache, np.full(len(lengths), 5), written, mask, cos, sin)
 
 
-def written_positions(cache: KVCache, row: int = 0) -> list[int]:
+def written_positions(cache: KVCache, row: int = 0, second_pass: bool = False) -> list[int]:
     """Positions that hold something, which are the same in every key and value of every layer."""
-    filled = {tuple(np.flatnonzero(buffer[row].any(axis=(0, 2))).tolist()) for buffer in cache.buffers}
+    buffers = cache.second_pass if second_pass else cache.first_pass
+    filled = {tuple(np.flatnonzero(buffer[row].any(axis=(0, 2))).tolist()) for buffer in buffers}
     assert len(filled) == 1
     return list(filled.pop())
 
 
 def test_prefill_writes_its_rows_into_the_buffers_it_is_given(backend: CpuBackend, config: ModelConfig) -> None:
     cache = cache_of(config)
-    addresses = [buffer.ctypes.data for buffer in cache.buffers]
+    addresses = [buffer.ctypes.data for buffer in cache.first_pass]
     prefill(backend, cache, config, tokens=9)
     assert written_positions(cache) == list(range(9))
-    assert [buffer.ctypes.data for buffer in cache.buffers] == addresses
+    assert [buffer.ctypes.data for buffer in cache.first_pass] == addresses
 
 
 def test_decode_adds_one_position_in_place_and_leaves_the_others(backend: CpuBackend, config: ModelConfig) -> None:
     cache = cache_of(config)
     prefill(backend, cache, config, tokens=9)
-    before = [buffer.copy() for buffer in cache.buffers]
-    addresses = [buffer.ctypes.data for buffer in cache.buffers]
+    before = [buffer.copy() for buffer in cache.first_pass]
+    addresses = [buffer.ctypes.data for buffer in cache.first_pass]
     decode(backend, cache, config, [9])
     assert written_positions(cache) == list(range(10))
-    for old, new in zip(before, cache.buffers, strict=True):
+    for old, new in zip(before, cache.first_pass, strict=True):
         np.testing.assert_array_equal(new[:, :, :9], old[:, :, :9])
-    assert [buffer.ctypes.data for buffer in cache.buffers] == addresses
+    assert [buffer.ctypes.data for buffer in cache.first_pass] == addresses
+
+
+def test_extend_writes_both_passes_in_place_and_leaves_what_is_in_front(
+    backend: CpuBackend, config: ModelConfig
+) -> None:
+    cache = cache_of(config, keeps_second_pass=True)
+    buffers = [*cache.first_pass, *cache.second_pass]
+    addresses = [buffer.ctypes.data for buffer in buffers]
+    extend(backend, cache, config, 0, 6, tokens=9)
+    before = [buffer.copy() for buffer in buffers]
+    extend(backend, cache, config, 6, 9, tokens=9)
+    assert [written_positions(cache, second_pass=second) for second in (False, True)] == [list(range(9))] * 2
+    for old, new in zip(before, buffers, strict=True):
+        np.testing.assert_array_equal(new[:, :, :6], old[:, :, :6])
+    assert [buffer.ctypes.data for buffer in buffers] == addresses
+
+
+def test_a_prompt_in_two_parts_gives_what_it_gives_at_once(backend: CpuBackend, config: ModelConfig) -> None:
+    at_once, parts = cache_of(config), cache_of(config, keeps_second_pass=True)
+    expected = prefill(backend, at_once, config, tokens=9)
+    extend(backend, parts, config, 0, 8, tokens=9)
+    assert_close(extend(backend, parts, config, 8, 9, tokens=9), expected)  # a part of one token: two passes still
+    for one, other in zip(at_once.first_pass, parts.first_pass, strict=True):
+        assert_close(other, one)
+    assert_close(decode(backend, parts, config, [9]), decode(backend, at_once, config, [9]))
+
+
+def test_decode_and_prefill_leave_the_second_pass_alone(backend: CpuBackend, config: ModelConfig) -> None:
+    cache = cache_of(config, keeps_second_pass=True)
+    prefill(backend, cache, config, tokens=9)
+    decode(backend, cache, config, [9])
+    assert written_positions(cache, second_pass=True) == []
 
 
 def test_every_row_of_a_batch_has_a_position_of_its_own(backend: CpuBackend, config: ModelConfig) -> None:
@@ -93,11 +139,14 @@ def test_every_row_of_a_batch_has_a_position_of_its_own(backend: CpuBackend, con
 
 
 def test_what_lies_beyond_a_rows_length_has_no_effect(backend: CpuBackend, config: ModelConfig) -> None:
-    clean, used = cache_of(config), cache_of(config)
-    for buffer in used.buffers:
-        buffer[:, :, 9:] = 1e3
+    clean, used = (cache_of(config, keeps_second_pass=True) for _ in range(2))
+    for buffer in [*used.first_pass, *used.second_pass]:
+        buffer[:, :, 6:] = 1e3
+    logits = []
     for cache in (clean, used):
-        prefill(backend, cache, config, tokens=9)
+        extend(backend, cache, config, 0, 6, tokens=9)
+        logits.append(extend(backend, cache, config, 6, 9, tokens=9))
+    np.testing.assert_array_equal(logits[1], logits[0])
     np.testing.assert_array_equal(decode(backend, used, config, [9]), decode(backend, clean, config, [9]))
 
 
@@ -110,7 +159,10 @@ def test_logits_stay_when_the_next_run_comes(backend: CpuBackend, config: ModelC
     np.testing.assert_array_equal(logits, kept)
 
 
-def test_vision_is_loaded_with_the_first_picture(model: TroL, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_graphs_are_loaded_at_once_and_none_later(
+    model: TroL, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may be replaced once an engine is loaded."""
     loaded: list[bytes] = []
     session = onnxruntime.InferenceSession
 
@@ -120,10 +172,9 @@ def test_vision_is_loaded_with_the_first_picture(model: TroL, bundle: Bundle, mo
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
     backend = CpuBackend(bundle)
-    assert len(loaded) == 1
-    for _ in range(2):
-        backend.encode(model.preprocess([picture(20, 20)]))
-        assert len(loaded) == 2
+    assert len(loaded) == 2
+    backend.encode(model.preprocess([picture(20, 20)]))
+    assert len(loaded) == 2
 
 
 def test_an_engine_without_a_cpu_plan_says_how_to_get_one(tmp_path: Path) -> None:
@@ -132,6 +183,19 @@ def test_an_engine_without_a_cpu_plan_says_how_to_get_one(tmp_path: Path) -> Non
         CpuBackend(Bundle.open(engine))
     assert str(caught.value) == (
         f"{engine} has no CPU plan (plans/cpu/model.onnx is missing); export it with: trol-export --target cpu"
+    )
+
+
+def test_an_engine_of_before_the_extend_role_is_refused_when_it_is_loaded(
+    bundle: Bundle, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graphs have logits and the first pass's caches as outputs."""
+    earlier = SimpleNamespace(get_outputs=lambda: [None] * (1 + 2 * config.decoder.layers))
+    monkeypatch.setattr(cpu_backend, "mapped_session", lambda *_: earlier)
+    with pytest.raises(EngineFileError) as caught:
+        CpuBackend(bundle)
+    assert str(caught.value) == (
+        f"{bundle.path} was written by an earlier version (its CPU plan has no extend role); export it again"
     )
 
 
@@ -166,6 +230,50 @@ def test_weights_that_are_no_numbers_are_an_error(bundle: Bundle, config: ModelC
     assert str(caught.value) == (
         "the logits of row 0 are not finite; check the weights with: trol-inspect ENGINE --verify, or export fp32"
     )
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "message"),
+    [
+        (
+            "Non-zero status code while running Add node. bad allocation\nand more",
+            LimitError,
+            "there is not enough memory for the activations of this run; free some, send a shorter prompt or fewer "
+            "pictures, or read prompts in parts: prefill_chunk=256, --prefill-chunk 256",
+        ),
+        (
+            "Failed to allocate memory for requested buffer of size 8",
+            LimitError,
+            "there is not enough memory for the activations of this run; free some, send a shorter prompt or fewer "
+            "pictures, or read prompts in parts: prefill_chunk=256, --prefill-chunk 256",
+        ),
+        (
+            "Non-zero status code\nwhile running Gather node",
+            EngineFileError,
+            "PATH: a graph fails as it runs (Non-zero status code while running Gather node); check the file with: "
+            "trol-inspect --verify",
+        ),
+    ],
+    ids=["bad allocation", "no buffer", "another reason"],
+)
+def test_a_run_that_fails_is_one_line(
+    model: TroL, bundle: Bundle, config: ModelConfig, raised: str, error: type[Exception], message: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError(raised)
+
+    backend = CpuBackend(bundle)
+    for role in ("_vision", "_language"):
+        broken = SimpleNamespace(io_binding=getattr(backend, role).io_binding, run=fail, run_with_iobinding=fail)
+        setattr(backend, role, broken)
+    runs: list[Callable[[], object]] = [
+        lambda: backend.encode(model.preprocess([picture(20, 20)])),
+        lambda: prefill(backend, cache_of(config), config, tokens=9),
+    ]
+    for run in runs:
+        with pytest.raises(error) as caught:
+            run()
+        assert str(caught.value) == message.replace("PATH", str(bundle.path))
 
 
 def test_the_number_of_threads_does_not_change_the_choice(bundle: Bundle, config: ModelConfig) -> None:
