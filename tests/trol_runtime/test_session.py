@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from small_prompts import assert_close, assert_same_choice, picture, prompt_ids,
 from trol_graphs.eager import EagerSession
 from trol_runtime import TroL, kv_cache
 from trol_runtime.errors import LimitError, NumericError, TrolError, UsageError
+from trol_runtime.kv_cache import KVCache
 from trol_runtime.session import Session
 
 DECODE_STEPS = 4
@@ -231,6 +234,118 @@ def test_a_new_session_loads_no_weights(model: TroL, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(model.new_session().prefill(text_ids(model.config, 9)), expected)
 
 
+# --- beams
+
+
+def test_repeated_rows_go_on_each_for_itself(session: Session, model: TroL) -> None:
+    """Two beams for each row but the last of the engine's three rows; a neighbour's token changes nothing."""
+    ids = text_ids(model.config, 30)
+    expected = []
+    for tokens in ((5, 6, 7), (8, 9, 10), (11, 12, 13)):
+        session.prefill(ids)
+        expected.append(np.concatenate([session.decode(np.array([token])) for token in tokens]))
+    session.prefill(ids)
+    session.repeat(3)
+    assert session.lengths.tolist() == [30, 30, 30]
+    found = [session.decode(np.array(tokens)) for tokens in ((5, 8, 11), (6, 9, 12), (7, 10, 13))]
+    for beam, logits in enumerate(expected):
+        assert_close(np.stack([step[beam] for step in found]), logits)
+
+
+def test_a_reordered_row_goes_on_from_what_another_beam_said(session: Session, model: TroL) -> None:
+    ids = text_ids(model.config, 30)
+
+    def said(*tokens: int) -> np.ndarray:
+        single = model.new_session()
+        single.prefill(ids)
+        return np.concatenate([single.decode(np.array([token])) for token in tokens])[-1]
+
+    session.prefill(ids)
+    session.repeat(3)
+    session.decode(np.array([5, 6, 7]))
+    session.reorder(np.array([2, 0, 2]))
+    found = session.decode(np.array([8, 9, 10]))
+    assert_close(found, np.stack([said(7, 8), said(5, 9), said(7, 10)]))
+    session.reorder(np.array([1, 1, 1]))
+    found = session.decode(np.array([11, 12, 13]))
+    assert_close(found, np.stack([said(5, 9, 11), said(5, 9, 12), said(5, 9, 13)]))
+
+
+def test_beams_of_rows_of_different_lengths_stay_with_their_row(model: TroL) -> None:
+    limits = replace(model.manifest.limits, max_batch=4)
+    session, single = Session(model._backend, model.config, limits), model.new_session()
+    rows = [text_ids(model.config, 30), text_ids(model.config, 7, seed=1)]
+    ids, mask = padded(rows, pad=2)
+    session.prefill(ids, None, mask)
+    session.repeat(2)
+    session.decode(np.array([5, 6, 7, 8]))
+    session.reorder(np.array([1, 0, 3, 3]))
+    found = session.decode(np.array([9, 10, 11, 12]))
+    for beam, (row, tokens) in enumerate([(0, (6, 9)), (0, (5, 10)), (1, (8, 11)), (1, (8, 12))]):
+        single.prefill(rows[row])
+        expected = [single.decode(np.array([token])) for token in tokens]
+        assert_close(found[beam : beam + 1], expected[-1])
+
+
+@pytest.mark.parametrize("sources", [[0, 0], [0, 1, 2], [-1, 0], [0], [[0, 1]], [0.0, 1.0], [False, True]])
+def test_a_row_goes_on_from_beams_of_its_own_prompt_alone(session: Session, sources: list[Any]) -> None:
+    session.prefill(np.array([[5, 6], [7, 8]]))
+    with pytest.raises(UsageError) as caught:
+        session.reorder(np.array(sources))
+    assert str(caught.value) == (
+        f"sources is {np.array(sources).dtype} {sources}, expected int64, for each of 2 rows a beam of its prompt"
+    )
+
+
+@pytest.mark.parametrize("times", [0, -1, 2.5, 2.0, "2", True, None])
+def test_rows_are_repeated_a_whole_number_of_times(session: Session, model: TroL, times: Any) -> None:
+    ids = text_ids(model.config, 9)
+    session.prefill(ids)
+    with pytest.raises(UsageError) as caught:
+        session.repeat(times)
+    assert str(caught.value) == f"times is {times!r}, expected a whole number, 1 or more"
+    assert session.lengths.tolist() == [9]
+
+
+@pytest.mark.parametrize("keep_prefix", [False, True])
+def test_ctrl_c_among_rows_that_change_places_leaves_none(
+    model: TroL, monkeypatch: pytest.MonkeyPatch, keep_prefix: bool
+) -> None:
+    """Some layers moved and some not is no row any more."""
+    session, ids = model.new_session(keep_prefix=keep_prefix), text_ids(model.config, 30)
+    expected = session.prefill(ids)
+    session.repeat(2)
+    session.decode(np.array([5, 6]))
+
+    def interrupted(cache: KVCache, *_: Any) -> None:
+        cache.first_pass[0][...] = 7
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "move", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.reorder(np.array([1, 0]))
+    assert (session.lengths.tolist(), session.cache_bytes) == ([], 0)
+    np.testing.assert_array_equal(session.prefill(ids), expected)
+    assert session.reused.tolist() == [0]
+
+
+def test_more_beams_than_rows_the_engine_was_built_for_are_refused(session: Session) -> None:
+    session.prefill(np.array([[5, 6], [7, 8]]))
+    with pytest.raises(LimitError) as caught:
+        session.repeat(2)
+    assert str(caught.value) == (
+        "2 beams for each of 2 rows, the engine was built for 3; search with fewer beams or rows or rebuild it with "
+        "--max-batch 4"
+    )
+
+
+def test_repeat_before_prefill_is_refused(session: Session) -> None:
+    with pytest.raises(UsageError) as caught:
+        session.repeat(2)
+    assert str(caught.value) == "repeat() before prefill(): there is no row to repeat"
+
+
 # --- limits
 
 
@@ -281,6 +396,7 @@ def test_more_rows_than_the_engine_was_built_for_are_refused(session: Session) -
 # --- wrong calls
 
 
+OTHER_VALUES = "attention_mask holds other values than 0 and 1; expected 0 at padding and 1 elsewhere"
 NOT_LEFT = "attention_mask has a 0 after a 1; padding must be on the left of every row"
 
 
@@ -292,6 +408,11 @@ NOT_LEFT = "attention_mask has a 0 after a 1; padding must be on the left of eve
         ([[0, 0, 0]], "row 0 of attention_mask is all zeros; every row needs a prompt of 1 token or more"),
         ([[1, 1]], "attention_mask has shape (1, 2), expected that of input_ids, (1, 3)"),
         ([1, 1, 1], "attention_mask has shape (3,), expected that of input_ids, (1, 3)"),
+        ([[0, 1, 2]], OTHER_VALUES),
+        ([[0, -1, 1]], OTHER_VALUES),
+        ([[0.0, 0.5, 1.0]], OTHER_VALUES),
+        ([[np.nan, 1.0, 1.0]], OTHER_VALUES),
+        ([["0", "1", "1"]], OTHER_VALUES),
     ],
 )
 def test_only_left_padding_is_accepted(session: Session, mask: list[Any], message: str) -> None:
@@ -367,6 +488,22 @@ def test_embeddings_of_another_dtype_or_width_are_refused(
     )
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("keep_prefix", [False, True])
+def test_embeddings_that_are_no_numbers_are_refused(model: TroL, value: float, keep_prefix: bool) -> None:
+    """What a kept prefix holds of them would spoil later prompts."""
+    session, text = model.new_session(keep_prefix=keep_prefix), text_ids(model.config, 9)
+    session.prefill(text)
+    embeds = np.zeros((1, 16, 32), np.float32)
+    embeds[0, 5, 7] = value
+    with pytest.raises(UsageError) as caught:
+        session.prefill(prompt_ids(model.config, [3, 2], [1]), embeds)
+    assert str(caught.value) == (
+        "image_embeds holds values that are no numbers; check the pixels that encode() was given"
+    )
+    assert session.lengths.tolist() == [9]
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 16, 16), (3, 16, 16), (1, 3, 16, 15), (1, 1, 16, 16)])
 def test_pixels_of_another_shape_are_refused(session: Session, model: TroL, shape: tuple[int, ...]) -> None:
     side = model.config.vision.image_size
@@ -410,6 +547,7 @@ def test_a_prompt_of_one_image_token_is_refused(session: Session, model: TroL) -
     with pytest.raises(UsageError) as caught:
         session.prefill(np.array([[model.config.image_token_id]]), np.zeros((1, 32), np.float32))
     assert str(caught.value) == "a prompt of one image token has nothing to say about it; add text to the prompt"
+    assert session.cache_bytes == 0  # refused before anything is made
 
 
 class BrokenBackend:
@@ -425,7 +563,7 @@ class BrokenBackend:
         self.runs += 1
         return np.array([[0.0, 1.0 if self.runs == 1 else np.nan]], np.float32)
 
-    decode = prefill
+    decode = extend = prefill
 
 
 def test_logits_that_are_no_numbers_are_an_error_that_names_the_row(model: TroL) -> None:
@@ -437,11 +575,36 @@ def test_logits_that_are_no_numbers_are_an_error_that_names_the_row(model: TroL)
     )
 
 
-@pytest.mark.parametrize("failing", ["backend", "call"])
-def test_a_prefill_that_failed_leaves_nothing_to_decode(model: TroL, failing: str) -> None:
+def test_a_prefill_that_failed_leaves_nothing_to_decode(model: TroL) -> None:
     session = Session(BrokenBackend(), model.config, model.manifest.limits)
     session.prefill(np.full((1, 3), 5))
-    with pytest.raises(TrolError):
-        session.prefill(np.full((1, 3), 5 if failing == "backend" else -5))
+    with pytest.raises(NumericError):
+        session.prefill(np.full((1, 3), 5))
     with pytest.raises(UsageError, match="before prefill"):
         session.decode(np.array([5]))
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(lambda session: session.prefill(np.array([[5, -5]])), id="id outside the vocabulary"),
+        pytest.param(lambda session: session.prefill(np.full((4, 2), 5)), id="too many rows"),
+        pytest.param(lambda session: session.prefill(np.full((1, MICRO_MAX_SEQ + 1), 5)), id="too many tokens"),
+        pytest.param(lambda session: session.prefill(np.array([[5]]), np.zeros((1, 32), np.float32)), id="embeddings"),
+        pytest.param(lambda session: session.decode(np.array([-5])), id="decode"),
+        pytest.param(lambda session: session.extend(np.array([[5]])), id="extend without a kept prefix"),
+        pytest.param(lambda session: session.fork(), id="fork without a kept prefix"),
+        pytest.param(lambda session: session.repeat(4), id="too many beams"),
+        pytest.param(lambda session: session.reorder(np.array([1])), id="reorder"),
+    ],
+)
+def test_a_call_that_is_refused_leaves_the_rows_as_they_were(
+    session: Session, model: TroL, refused: Callable[[Session], object]
+) -> None:
+    ids = text_ids(model.config, 9)
+    session.prefill(ids)
+    expected = session.decode(np.array([5]))
+    session.prefill(ids)
+    with pytest.raises(TrolError):
+        refused(session)
+    np.testing.assert_array_equal(session.decode(np.array([5])), expected)
