@@ -5,17 +5,19 @@ Importing this module is instant and needs nothing; numpy, pillow, tokenizers an
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trol_runtime.engine import TroL
+    from trol_runtime.generation_config import GenerationConfig
 
-__all__ = ["TroL"]
+__all__ = ["GenerationConfig", "TroL"]
+
+_MODULE_OF = {"TroL": "trol_runtime.engine", "GenerationConfig": "trol_runtime.generation_config"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TroL":
-        from trol_runtime.engine import TroL
-
-        return TroL
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,9 @@
 A prompt is a list of segments. A mark is one vocabulary piece that goes in as its id; text is text, whatever it spells,
 so a user who types `<|end|>` ends nothing. Turning segments into ids is `trol_runtime.tokenizer`'s part. Generation
 stops at `ModelConfig.eos_token_ids`, not at `turn_end`: that mark only cuts the answer's text.
+
+The official code asks one question. How a further turn follows an answer, `PromptTemplate.next_turn`, is ours: the end
+of a turn and the beginning of a user's, written with the marks of the official single turn.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Literal, NamedTuple
 from trol_runtime.errors import UsageError
 
 PICTURE_TAG = "<image>"  # what a user types to place a picture, in both architectures
+DEFAULT_QUESTION = "Describe this picture in detail."  # what commands ask about a picture when nothing is asked
 
 _SYSTEM_TEXT = (
     "You are AI model created by Byung-Kwan Lee, Ph.D. candidate, KAIST EE, of which AI model name is TroL "
@@ -40,7 +44,8 @@ class PromptTemplate:
 
     before_question: str
     after_question: str
-    marks: tuple[str, ...]  # the pieces inside the two texts above that are ids, not text
+    next_turn: str  # between an answer and the question after it; not official, the official code has one turn
+    marks: tuple[str, ...]  # the pieces inside the three texts above that are ids, not text
     image_piece: str  # one per image token
     image_start: str  # mark in front of a picture's image tokens, "" for none
     image_end: str
@@ -54,12 +59,13 @@ class PromptTemplate:
         pieces = (*self.marks, self.image_start, self.image_piece, self.image_end, self.turn_end)
         return tuple(dict.fromkeys(piece for piece in pieces if piece))
 
-    def segments(self, question: str, image_tokens: Sequence[int]) -> list[Segment]:
-        """The whole prompt for `question` with one picture per entry of `image_tokens` (its number of image tokens).
+    def segments(self, question: str, image_tokens: Sequence[int], *, follows_answer: bool = False) -> list[Segment]:
+        """One turn: `question` with a picture per entry of `image_tokens` (its number of image tokens).
 
+        The whole prompt, or with `follows_answer` what comes behind an answer whose turn-end mark is left out.
         Neighbouring texts are one segment. UsageError: the question holds picture tags, but not one per picture.
         """
-        parts = self._split_marks(self.before_question)
+        parts = self._split_marks(self.next_turn if follows_answer else self.before_question)
         for part in _place_pictures(question, image_tokens):
             parts += [Segment(part)] if isinstance(part, str) else self._picture(part)
         parts += self._split_marks(self.after_question)
@@ -85,6 +91,7 @@ def official_template(arch: Arch) -> PromptTemplate:
 _INTERNLM2 = PromptTemplate(
     before_question=f"<s>[UNUSED_TOKEN_146]system\n{_SYSTEM_TEXT}[UNUSED_TOKEN_145]\n[UNUSED_TOKEN_146]user\n",
     after_question="[UNUSED_TOKEN_145]\n[UNUSED_TOKEN_146]assistant\n",
+    next_turn="[UNUSED_TOKEN_145]\n[UNUSED_TOKEN_146]user\n",
     marks=("<s>", "[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_146]"),
     image_piece="<image>",
     image_start="",
@@ -96,6 +103,7 @@ _INTERNLM2 = PromptTemplate(
 _PHI3 = PromptTemplate(
     before_question=f"<s><|system|>\n{_SYSTEM_TEXT}<|end|>\n<|user|>\n",
     after_question="<|end|>\n<|assistant|>\n",
+    next_turn="<|end|>\n<|user|>\n",
     marks=("<s>", "<|system|>", "<|end|>", "<|user|>", "<|assistant|>"),
     image_piece="<IMG_CONTEXT>",
     image_start="<img>",

@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trol_runtime.errors import EngineFileError, UsageError
+from trol_runtime.one_line import one_line
 from trol_runtime.prompt import PromptTemplate
+from trol_runtime.tokenizer_form import read_sentencepiece_form
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -27,7 +30,10 @@ _WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 
 
 class TextTokenizer:
-    """The tokenizer of an engine together with its prompt template."""
+    """The tokenizer of an engine together with its prompt template.
+
+    turn_end_id: the mark that the model writes after its answer
+    """
 
     def __init__(self, tokenizer_json: bytes, template: PromptTemplate) -> None:
         """Read `tokenizer.json`. Raises EngineFileError when the library cannot, or when a piece is missing."""
@@ -37,14 +43,20 @@ class TextTokenizer:
         self._tokenizer.encode_special_tokens = True
         self._added: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
         self._mark_ids = {piece: self._mark_id(piece) for piece in template.control_pieces}
+        self.turn_end_id = self._mark_ids[template.turn_end]
 
-    def encode_prompt(self, question: str, crops: Sequence[int], tokens_per_crop: int) -> np.ndarray:
-        """The whole prompt as ids, int64 (1, s), image tokens expanded.
+    def encode_prompt(
+        self, question: str, crops: Sequence[int], tokens_per_crop: int, *, follows_answer: bool = False
+    ) -> NDArray[np.int64]:
+        """One turn as ids, int64 (1, s), image tokens expanded: the whole prompt, or a further turn of a chat.
 
         crops: crops of each picture, in the order of the pictures; empty for a text-only prompt.
+        follows_answer: the ids begin with the end of the answer before. The whole conversation is the ids of its first
+          turn, of the answer without its turn-end mark and eos, of the second turn, and so on.
         Raises UsageError for a wrong number of picture tags and for text that is not Unicode.
         """
-        segments = self.template.segments(_unicode(question), [n * tokens_per_crop for n in crops])
+        image_tokens = [n * tokens_per_crop for n in crops]
+        segments = self.template.segments(_unicode(question), image_tokens, follows_answer=follows_answer)
         ids: list[int] = []
         for i, segment in enumerate(segments):
             if segment.is_mark:
@@ -55,20 +67,28 @@ class TextTokenizer:
                 text = text.lstrip(_WHITE_SPACE)
             if i + 1 < len(segments) and self._strips(segments[i + 1].text, "lstrip"):
                 text = text.rstrip(_WHITE_SPACE)
-            ids += self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids += self.encode_text(text)
         return np.array([ids], dtype=np.int64)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The answer that `ids` (new ids only) spell: up to the first turn-end mark, without white space around it."""
-        return "".join(self.stream(ids))
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text alone; whatever it spells is text."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The answer in non-empty parts, each as early as no later id can change it; together they are `decode(ids)`.
+    def decode(self, ids: Iterable[int], stop: Sequence[str] = ()) -> str:
+        """The answer that `ids` (new ids only) spell, without white space around it.
 
-        Takes no further ids once the turn-end mark is complete.
+        It ends in front of the turn-end mark or of a text of `stop` (none of them empty), whichever is complete first;
+        of several that are complete at the same character, the longest.
+        """
+        return "".join(self.stream(ids, stop))
+
+    def stream(self, ids: Iterable[int], stop: Sequence[str] = ()) -> Iterator[str]:
+        """The answer in non-empty parts, each as early as no later id can change it; together they are `decode`'s.
+
+        Takes no further ids once the turn-end mark or a text of `stop` is complete.
         """
         texts = _TEXT_OF_PIECES[self.template.broken_utf8](self._pieces(ids))
-        return _stripped(_until(self.template.turn_end, texts))
+        return _stripped(_until((self.template.turn_end, *stop), texts))
 
     def _mark_id(self, piece: str) -> int:
         token = self._tokenizer.token_to_id(piece)
@@ -97,10 +117,22 @@ def _load(tokenizer_json: bytes) -> Tokenizer:
     import tokenizers
 
     try:
-        return tokenizers.Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises nothing more specific
+        read_sentencepiece_form(tokenizer_json)
+    except (ValueError, RecursionError) as error:
         raise EngineFileError(
-            f"tokenizers {tokenizers.__version__} cannot read the engine's tokenizer.json ({error}): "
+            f"the engine's tokenizer.json is no SentencePiece BPE ({one_line(error)}): export the engine again"
+        ) from None
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_json)
+        # Prompts are counted, and refused when too long; nothing may shorten or fill them unseen.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing more specific; its panics are no Exception
+        raise EngineFileError(
+            f"tokenizers {tokenizers.__version__} cannot read the engine's tokenizer.json ({one_line(error)}): "
             "pip install -U tokenizers, or export the engine again"
         ) from error
 
@@ -157,24 +189,28 @@ def _run_text(run: bytes) -> str:
 _TEXT_OF_PIECES = {"byte": _text_by_bytes, "run": _text_by_runs}
 
 
-def _until(mark: str, texts: Iterable[str]) -> Iterator[str]:
-    """The text before the first `mark`, wherever the parts are divided; a possible beginning of it is held back."""
+def _until(stops: Sequence[str], texts: Iterable[str]) -> Iterator[str]:
+    """The text before the first of `stops`, wherever the parts are divided; a possible beginning of one is held back.
+
+    First is what is complete first: that is known as it comes. What starts first is not: after "ab", stops "abcd" and
+    "b" would have to wait for two more characters.
+    """
     held = ""
     for text in texts:
         held += text
-        before, found, _ = held.partition(mark)
+        found = [(start + len(stop), start) for stop in stops if (start := held.find(stop)) >= 0]
         if found:
-            yield before
+            yield held[: min(found)[1]]
             return
-        safe = len(held) - _overlap(held, mark)
+        safe = len(held) - max(_overlap(held, stop) for stop in stops)
         yield held[:safe]
         held = held[safe:]
     yield held
 
 
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `mark`."""
-    return next((n for n in range(min(len(text), len(mark)), 0, -1) if mark.startswith(text[-n:])), 0)
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop)), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
 def _stripped(texts: Iterable[str]) -> Iterator[str]:

@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 from conftest import MICRO_MAX_SEQ
+from labelled_prompts import answerer_of
 from small_prompts import assert_close, gradient, picture, picture_file, prompt_ids, text_ids
 from trol_graphs.eager import EagerSession
 from trol_runtime import TroL, memory_need
 from trol_runtime.errors import EngineFileError, LimitError, MissingExtraError, PictureError, UsageError
 from trol_runtime.generation import DEFAULT_MAX_NEW_TOKENS
+from trol_runtime.generation_config import GenerationConfig
 
 QUESTION = "What is in the picture?"
 
@@ -45,8 +47,7 @@ def test_the_ids_of_an_answer_are_the_eager_models(model: TroL, eager: EagerSess
     pictures = [picture(30, 20), picture(20, 30)]
     made = model.start("<image> or <image>?", pictures, max_new_tokens=12)
     text = "".join(made)
-    tokenizer = model._tokenizer
-    assert tokenizer is not None
+    tokenizer = answerer_of(model)._tokenizer
     crops = model.crops_per_image(pictures)
     ids = tokenizer.encode_prompt("<image> or <image>?", crops, 16)
     expected = eager.greedy(ids, eager.encode(model.preprocess(pictures)), 12)[0]
@@ -84,8 +85,7 @@ def test_an_answer_leaves_the_callers_session_alone(model: TroL) -> None:
 
 def test_special_pieces_typed_by_a_user_are_text(model: TroL) -> None:
     mark = {"internlm2": "[UNUSED_TOKEN_145]", "phi3": "<|end|>"}[model.config.arch]
-    tokenizer = model._tokenizer
-    assert tokenizer is not None
+    tokenizer = answerer_of(model)._tokenizer
     mark_id = tokenizer._tokenizer.token_to_id(mark)
     plain, typed = (tokenizer.encode_prompt(text, [], 16)[0].tolist() for text in ("stop", f"stop {mark} </s> now"))
     assert typed.count(mark_id) == plain.count(mark_id)
@@ -101,6 +101,29 @@ def test_a_picture_tag_without_pictures_is_text(model: TroL) -> None:
 def test_pictures_keep_the_order_of_the_prompt(model: TroL) -> None:
     a, b = picture(30, 20), picture(20, 30)
     assert answer_and_ids(model, "compare", [a, b]) != answer_and_ids(model, "compare", [b, a])
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"hello", ["hello"]])
+def test_a_prompt_is_text(model: TroL, prompt: Any) -> None:
+    for call in (model.generate, model.start):
+        with pytest.raises(UsageError) as caught:
+            call(prompt)
+        assert str(caught.value) == f"the prompt is a {type(prompt).__name__}, expected text"
+
+
+@pytest.mark.parametrize("config", [{"max_new_tokens": 3}, "greedy", 5, GenerationConfig])
+def test_a_config_is_a_generation_config(model: TroL, config: Any) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: model.generate("x", config=config),
+        lambda: model.start("x", config=config),
+        lambda: model.chat(config=config),
+        lambda: model.generate_ids(text_ids(model.config, 4), config=config),
+        lambda: model.complete(text_ids(model.config, 4), config=config),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert str(caught.value) == f"config is a {type(config).__name__}, expected a GenerationConfig"
 
 
 # --- pictures
@@ -150,6 +173,36 @@ def test_generate_ids_stops_after_eos_and_includes_it(model: TroL) -> None:
     first = free[0].tolist().index(stop) + 1
     np.testing.assert_array_equal(model.generate_ids(ids, max_new_tokens=10, eos_token_id=stop), free[:, :first])
     np.testing.assert_array_equal(model.generate_ids(ids, max_new_tokens=10, eos_token_id=[999, stop]), free[:, :first])
+
+
+@pytest.mark.parametrize(
+    ("eos_token_id", "found"),
+    [
+        ([[1, 2], [3]], "[[1, 2], [3]]"),
+        ([1, None], "[1, None]"),
+        (1.0, "1.0"),
+        ([1.0], "[1.0]"),
+        ("12", "'12'"),
+        (True, "True"),
+        (np.array(5), "array(5)"),
+        (np.array([[1, 2], [3, 4]]), "array([[1, 2], [3, 4]])"),
+    ],
+    ids=str,
+)
+def test_what_ends_a_row_is_a_token_id_or_several(model: TroL, eos_token_id: Any, found: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        model.generate_ids(text_ids(model.config, 4), eos_token_id=eos_token_id)
+    vocabulary = model.config.decoder.vocab_size
+    assert str(caught.value) == (f"eos_token_id is {found}, expected a token id or a list of fewer than {vocabulary}")
+
+
+def test_not_every_token_can_end_a_row(model: TroL) -> None:
+    """A search must have something to go on with."""
+    every = range(model.config.decoder.vocab_size)
+    with pytest.raises(UsageError, match=r"^eos_token_id is range\(0, \d+\), expected a token id or a list of fewer "):
+        model.generate_ids(text_ids(model.config, 4), eos_token_id=every)
+    for ids in (np.int64(7), np.array([7, 8]), {7}, (-1, 10**9)):  # what never comes ends nothing
+        assert model.generate_ids(text_ids(model.config, 4), eos_token_id=ids, max_new_tokens=2).size  # type: ignore[arg-type]
 
 
 def test_generate_ids_pads_rows_that_ended_before_others(model: TroL) -> None:
@@ -230,8 +283,7 @@ def test_a_prompt_that_fills_the_engine_is_refused_before_it_is_run(
 
 
 def test_a_question_too_long_says_how_many_tokens_and_what_to_rebuild_with(model: TroL) -> None:
-    tokenizer = model._tokenizer
-    assert tokenizer is not None
+    tokenizer = answerer_of(model)._tokenizer
     question = "z! " * 300
     pictures = [picture(20, 20)]
     tokens = tokenizer.encode_prompt(question, model.crops_per_image(pictures), 16).shape[1]
@@ -258,7 +310,7 @@ def test_a_budget_that_is_no_number_of_tokens_is_refused(model: TroL, budget: An
 
 
 def test_a_budget_may_be_a_number_of_numpy(model: TroL) -> None:
-    made = model.start("x", max_new_tokens=np.int64(3))  # type: ignore[arg-type]
+    made = model.start("x", max_new_tokens=np.int64(3))
     assert (made.max_new_tokens, type(made.max_new_tokens)) == (3, int)
 
 

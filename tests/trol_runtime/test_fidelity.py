@@ -146,6 +146,73 @@ def test_a_row_alone_gives_what_it_gives_in_its_batch(fp32: GoldenEngine, batch:
         np.testing.assert_array_equal(found[0], expected)
 
 
+# --- prompts in parts
+
+
+@pytest.mark.parametrize(
+    ("case", "chunk"), [("img", 100), ("img", 1000), ("img", 1226), ("text", 1), ("text", 5), ("batch2", 600)]
+)
+def test_a_prompt_in_chunks_gives_the_official_answer(fp32: GoldenEngine, case: str, chunk: int) -> None:
+    """At the real number of image tokens; a single token is a chunk too, and runs twice."""
+    session = fp32.model.new_session(prefill_chunk=chunk)
+    tokens, expected = official(fp32.golden, case, "greedy_tokens"), official(fp32.golden, case, "greedy_logits")
+    logits = session.prefill(**fp32.case(case))
+    for step, ids in enumerate(tokens.T):
+        for row, found in enumerate(logits):
+            assert_close(found, expected[row, step])
+        assert logits.argmax(-1).tolist() == ids.tolist()
+        if step + 1 < tokens.shape[1]:
+            logits = session.decode(ids)
+
+
+@pytest.mark.parametrize("case", ["img", "text"])
+def test_a_question_behind_a_kept_prefix_gives_the_official_answer(fp32: GoldenEngine, case: str) -> None:
+    """The session has answered something else about the same picture; then its fork is asked the official question."""
+    arguments = fp32.case(case)
+    ids, tokens = arguments["input_ids"], fp32.golden[f"{case}/greedy_tokens"]
+    other = np.concatenate([ids[:, :-3], np.full((1, 20), 5)], axis=1)
+    session = fp32.model.new_session(keep_prefix=True)
+    session.prefill(other, arguments["image_embeds"])
+    session.decode(np.array([7]))
+    for asked in (session.fork(), session):
+        found = fp32.model.complete(**arguments, session=asked, max_new_tokens=tokens.shape[1])
+        np.testing.assert_array_equal(found.token_ids, tokens)
+        assert asked.reused.tolist() == [ids.shape[1] - 3]
+
+
+# --- beams
+
+
+# A score is a mean of log-probabilities. Those of fp32 logits within their budget, 1e-4 of 13, could differ by 3e-3;
+# what is seen is the rounding of fp32 sums.
+SCORE_TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("case", ["img", "text"])
+@pytest.mark.parametrize("ended", ["", "eos_"], ids=["to the limit", "with eos"])
+def test_beam_search_finds_the_official_answer_and_its_score(fp32: GoldenEngine, case: str, ended: str) -> None:
+    golden = fp32.golden
+    tokens, score = golden[f"{case}/beam5/{ended}tokens"], golden[f"{case}/beam5/{ended}score"]
+    steps = golden[f"{case}/beam5/tokens"].shape[1]
+    eos = int(golden[f"{case}/beam5/eos_token_id"][0]) if ended else None
+    found = fp32.model.complete(**fp32.case(case), num_beams=5, max_new_tokens=steps, eos_token_id=eos)
+    np.testing.assert_array_equal(found.token_ids, tokens)
+    np.testing.assert_allclose(found.scores, score, atol=SCORE_TOLERANCE)
+    np.testing.assert_allclose(found.logprobs.sum() / tokens.shape[1], score[0], atol=SCORE_TOLERANCE)
+
+
+def test_a_search_behind_a_kept_prefix_finds_the_official_answer(fp32: GoldenEngine) -> None:
+    """Twice in one session: the second search reuses the picture that the first one was about."""
+    session = fp32.model.new_session(keep_prefix=True)
+    tokens = fp32.golden["img/beam5/tokens"]
+    for reused in (0, fp32.golden["img/input_ids"].shape[1] - 1):
+        found = fp32.model.generate_ids(
+            **fp32.case("img"), session=session, num_beams=5, max_new_tokens=tokens.shape[1]
+        )
+        np.testing.assert_array_equal(found, tokens)
+        assert session.reused.tolist() == [reused]
+
+
 # --- fp16
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trol_runtime.errors import UsageError
-from trol_runtime.prompt import Arch, Segment, official_template
+from trol_runtime.dataclass_json import dataclass_from_json
+from trol_runtime.errors import EngineFileError, UsageError
+from trol_runtime.prompt import Arch, PromptTemplate, Segment, official_template
 
 ARCHS: list[Arch] = ["internlm2", "phi3"]
 
@@ -134,6 +136,44 @@ def test_no_segment_is_empty_and_no_two_texts_are_neighbours(arch: Arch, questio
     assert all(segment.text for segment in segments)
     assert all(a.is_mark or b.is_mark for a, b in itertools.pairwise(segments))
     assert sum(segment.repeat for segment in segments if segment.repeat > 1) == sum(n for n in pictures if n > 1)
+
+
+@pytest.mark.parametrize(
+    ("arch", "begins"),
+    [
+        pytest.param("internlm2", "[UNUSED_TOKEN_145]\n[UNUSED_TOKEN_146]user\n", id="internlm2"),
+        pytest.param("phi3", "<|end|>\n<|user|>\n", id="phi3"),
+    ],
+)
+def test_a_further_turn_ends_the_answer_and_then_goes_on_like_the_first(arch: Arch, begins: str) -> None:
+    """Ours: the official code has one turn. Behind its beginning everything is the official turn's."""
+    template = official_template(arch)
+    further = template.segments("A <image> or B <image>?", [1, 2], follows_answer=True)
+    first = rendered(arch, "A <image> or B <image>?", [1, 2]).removeprefix(template.before_question)
+    assert "".join(s.text * s.repeat for s in further) == begins + first
+    assert further[0] == Segment(template.turn_end, is_mark=True)
+    assert template.before_question.endswith(begins)  # as the first turn's own system text ends
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_further_turn_needs_no_piece_that_the_first_does_not(arch: Arch) -> None:
+    template = official_template(arch)
+    further = template.segments("Why?", [2], follows_answer=True)
+    assert {segment.text for segment in further if segment.is_mark} <= set(template.control_pieces)
+    assert not any(mark in segment.text for segment in further if not segment.is_mark for mark in template.marks)
+
+
+def test_an_engine_from_before_there_were_further_turns_is_refused() -> None:
+    stored = asdict(official_template("phi3")) | {"marks": ["<s>"]}  # JSON has lists
+    del stored["next_turn"]
+    with pytest.raises(EngineFileError, match=r"^key 'prompt\.next_turn' is missing$"):
+        dataclass_from_json(PromptTemplate, stored, "prompt")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_further_turn_refuses_a_wrong_number_of_tags_too(arch: Arch) -> None:
+    with pytest.raises(UsageError, match=r"^the prompt holds 1 <image> for 2 picture\(s\): "):
+        official_template(arch).segments("<image>?", [4, 4], follows_answer=True)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from golden.tiny_tokenizer import tiny_tokenizer
 from trol_runtime.errors import EngineFileError, UsageError
 from trol_runtime.prompt import Arch, official_template
-from trol_runtime.tokenizer import TextTokenizer
+from trol_runtime.tokenizer import TextTokenizer, _until
 
 ARCHS: list[Arch] = ["internlm2", "phi3"]
 EMOJI = "🎉"  # four byte pieces in every tokenizer here
@@ -70,9 +70,12 @@ def ids_of(arch: Arch, *parts: str | bytes | int) -> list[int]:
 # --- prompts ------------------------------------------------------------------------------------------------------
 
 
-def official_text(arch: Arch, question: str, crops: list[int], tokens_per_crop: int) -> str:
+def official_text(
+    arch: Arch, question: str, crops: list[int], tokens_per_crop: int, *, follows_answer: bool = False
+) -> str:
     """The prompt as the official code writes it, one string with the image pieces expanded."""
-    segments = official_template(arch).segments(question, [n * tokens_per_crop for n in crops])
+    image_tokens = [n * tokens_per_crop for n in crops]
+    segments = official_template(arch).segments(question, image_tokens, follows_answer=follows_answer)
     return "".join(segment.text * segment.repeat for segment in segments)
 
 
@@ -143,6 +146,17 @@ def test_a_mark_that_strips_left_takes_the_space_before_it() -> None:
     assert tokenizer.encode_prompt("Why? \n", [], 4).tolist() == tokenizer.encode_prompt("Why?", [], 4).tolist()
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_conversation_is_its_turns_and_answers_one_after_the_other(arch: Arch) -> None:
+    first = tiny(arch).encode_prompt("Who?", [2], tokens_per_crop=3)[0].tolist()
+    answer = library(arch).encode("a cat").ids
+    further = tiny(arch).encode_prompt("And <image>?", [1], tokens_per_crop=3, follows_answer=True)[0].tolist()
+    text = official_text(arch, "Who?", [2], tokens_per_crop=3) + "a cat"
+    text += official_text(arch, "And <image>?", [1], tokens_per_crop=3, follows_answer=True)
+    assert first + answer + further == library(arch).encode(text).ids
+    assert further[0] == tiny(arch).turn_end_id == vocab(arch)[official_template(arch).turn_end]
+
+
 def test_text_that_is_not_unicode_is_refused() -> None:
     with pytest.raises(UsageError) as error:
         tiny("phi3").encode_prompt("ab\udcff", [], tokens_per_crop=4)
@@ -151,7 +165,15 @@ def test_text_that_is_not_unicode_is_refused() -> None:
 
 def test_a_tokenizer_that_cannot_be_read_is_a_damaged_engine() -> None:
     with pytest.raises(EngineFileError, match=r"cannot read the engine's tokenizer\.json .*export the engine again"):
+        TextTokenizer(b'{"model": {"type": "BPE", "byte_fallback": true, "vocab": 3}}', official_template("phi3"))
+
+
+def test_a_tokenizer_that_is_no_sentencepiece_is_a_damaged_engine() -> None:
+    with pytest.raises(EngineFileError) as error:
         TextTokenizer(b'{"model": 3}', official_template("phi3"))
+    assert str(error.value) == (
+        "the engine's tokenizer.json is no SentencePiece BPE (has no model): export the engine again"
+    )
 
 
 def test_a_tokenizer_without_a_mark_of_the_prompt_is_refused_by_its_name() -> None:
@@ -221,6 +243,90 @@ def test_an_empty_answer_streams_nothing(arch: Arch) -> None:
     assert list(tiny(arch).stream(ids_of(arch, " \n "))) == []
 
 
+# --- stop texts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "stop", "text"),
+    [
+        pytest.param("one two three", ("two",), "one", id="the text ends in front of it"),
+        pytest.param("one two three", ("four",), "one two three", id="none comes"),
+        pytest.param("one two three", ("three", "two"), "one", id="the first to come, whatever their order"),
+        pytest.param("xabcdy", ("abcd", "bc"), "xa", id="the first to be complete, though another began before"),
+        pytest.param("xabcy", ("bc", "abc"), "x", id="of those complete at one character the longest"),
+        pytest.param("no aaab yes", ("aab",), "no a", id="one that repeats its own beginning"),
+        pytest.param("a\n\nb", ("\n\n",), "a", id="white space"),
+        pytest.param("stop", ("stop",), "", id="nothing is left"),
+        pytest.param(f"ok {EMOJI} more", (EMOJI,), "ok", id="one of several bytes"),
+    ],
+)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_stop_text_ends_the_answer(arch: Arch, answer: str, stop: tuple[str, ...], text: str) -> None:
+    ids = ids_of(arch, answer)
+    assert tiny(arch).decode(ids, stop) == text
+    assert "".join(tiny(arch).stream(iter(ids), stop)) == text
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_stop_text_and_the_turn_end_mark_are_looked_for_together(arch: Arch) -> None:
+    turn_end = official_template(arch).turn_end
+    assert tiny(arch).decode(ids_of(arch, f"a{turn_end}b.c"), (".",)) == "a"
+    assert tiny(arch).decode(ids_of(arch, f"a.b{turn_end}c"), (".",)) == "a"
+    assert tiny(arch).decode(ids_of(arch, f"a {turn_end[:2]}b"), (turn_end[:2],)) == "a"
+    assert tiny(arch).decode(ids_of(arch, f"a .{turn_end}b"), (f".{turn_end}",)) == "a"
+
+
+def test_nothing_is_taken_after_a_stop_text() -> None:
+    ids = iter(ids_of("phi3", "one two three"))
+    assert "".join(tiny("phi3").stream(ids, ("tw",))) == "one"
+    assert list(ids) == ids_of("phi3", "o three")
+
+
+def test_only_what_may_begin_a_stop_text_waits() -> None:
+    parts = list(tiny("phi3").stream(ids_of("phi3", "xaay"), ("aab", "aac")))
+    assert parts == ["x", "aay"]
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The rule, character by character: what is complete first ends the text, the longest of several."""
+    for length in range(1, len(text) + 1):
+        complete = [stop for stop in stops if text[:length].endswith(stop)]
+        if complete:
+            return text[: length - max(map(len, complete))]
+    return text
+
+
+FEW_LETTERS = st.text("ab<| ", max_size=12)
+STOPS = st.lists(st.text("ab<| ", min_size=1, max_size=4), max_size=4).map(tuple)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@given(text=FEW_LETTERS, stop=STOPS)
+def test_an_answer_ends_by_the_rule(arch: Arch, text: str, stop: tuple[str, ...]) -> None:
+    ids = ids_of(arch, text)
+    assert tiny(arch).decode(ids, stop) == cut(text, (*stop, official_template(arch).turn_end)).strip()
+
+
+@given(parts=st.lists(FEW_LETTERS, max_size=6), stop=STOPS.filter(bool))
+def test_the_rule_holds_however_the_text_is_divided(parts: list[str], stop: tuple[str, ...]) -> None:
+    whole = "".join(parts)
+    assert "".join(_until(stop, parts)) == "".join(_until(stop, [whole])) == cut(whole, stop)
+
+
+@given(parts=st.lists(FEW_LETTERS, max_size=6), stop=STOPS.filter(bool))
+def test_no_more_is_held_back_than_may_begin_a_stop_text(parts: list[str], stop: tuple[str, ...]) -> None:
+    whole = "".join(parts)
+    if cut(whole, stop) != whole:
+        return
+    *early, held = _until(stop, parts)
+    assert "".join(early) + held == whole
+    assert not held or any(s.startswith(held) for s in stop)
+    assert not any(s.startswith(whole[start:]) for s in stop for start in range(len(whole) - len(held)))
+
+
+# --- any answer ---------------------------------------------------------------------------------------------------
+
+
 @st.composite
 def answers(draw: st.DrawFn, arch: Arch) -> list[int]:
     """Ids that try to break a stream: bytes, parts of the turn end, white space, marks, anything."""
@@ -266,14 +372,14 @@ def ids_so_far(ids: list[int]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@given(data=st.data())
-def test_what_was_streamed_stays_whatever_comes_next(arch: Arch, data: st.DataObject) -> None:
+@given(data=st.data(), stop=STOPS)
+def test_what_was_streamed_stays_whatever_comes_next(arch: Arch, data: st.DataObject, stop: tuple[str, ...]) -> None:
     first, rest = data.draw(answers(arch)), data.draw(answers(arch))
     streamed = []
     with suppress(NothingMoreYetError):
-        for part in tiny(arch).stream(ids_so_far(first)):
+        for part in tiny(arch).stream(ids_so_far(first), stop):
             streamed.append(part)
-    assert tiny(arch).decode(first + rest).startswith("".join(streamed))
+    assert tiny(arch).decode(first + rest, stop).startswith("".join(streamed))
 
 
 def officially_filtered(arch: Arch, ids: list[int]) -> str:
