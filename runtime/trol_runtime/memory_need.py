@@ -29,14 +29,17 @@ class MemoryNeed:
         return f"{readable(self.mapped)} of mapped weights{copies} + {readable(self.kv_per_token)} per token"
 
 
-def memory_need(manifest: Manifest) -> MemoryNeed:
-    """The need of the CPU backend."""
+def memory_need(manifest: Manifest, *, both_passes: bool = False) -> MemoryNeed:
+    """The need of the CPU backend.
+
+    both_passes: sessions hold what both passes over a prompt computed: kept prefixes, and prompts read in chunks
+    """
     table = manifest.model.token_table
     widened = [t for name, t in manifest.tensors.items() if name != table and DTYPE_BYTES[t.stored] < 4]
     return MemoryNeed(
         mapped=sum(tensor.nbytes for tensor in manifest.tensors.values()),
         anonymous=sum(4 * tensor.nbytes // DTYPE_BYTES[tensor.stored] for tensor in widened),
-        kv_per_token=manifest.model.kv_bytes_per_token(),
+        kv_per_token=(2 if both_passes else 1) * manifest.model.kv_bytes_per_token(),
     )
 
 

@@ -54,6 +54,11 @@ def test_every_token_adds_its_keys_and_values_in_fp32() -> None:
     assert memory_need(small_manifest()).kv_per_token == 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim
 
 
+def test_a_token_whose_both_passes_are_kept_adds_twice_that() -> None:
+    once, twice = (memory_need(small_manifest(), both_passes=both_passes) for both_passes in (False, True))
+    assert twice == replace(once, kv_per_token=2 * once.kv_per_token)
+
+
 def test_it_reads_as_one_line() -> None:
     assert str(MemoryNeed(mapped=3 * GIB, anonymous=0, kv_per_token=196_608)) == (
         "3.00 GiB of mapped weights + 192 KiB per token"
