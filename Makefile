@@ -1,9 +1,10 @@
 # make demo   a small model with random weights: checkpoint -> engine.plan -> answer about a picture
 # make test   linters, types and the fast tests
+# make fuzz MINUTES=10   hostile input for so long; failing cases are kept in build/fuzz/failures
 #
-# Both make .venv first if need be. Another Python: make PYTHON=/path/to/python3 test
+# All make .venv first if need be. Another Python: make PYTHON=/path/to/python3 test
 
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full fuzz lint clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -19,6 +20,10 @@ test: lint
 
 test-full: lint
 	$(BIN)/pytest -n 2 -m "slow or not slow"
+
+MINUTES ?= 5
+fuzz: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
