@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None) -> int:
     for side in turns(tuple(rounds), arguments.rounds):
         if side == "engine":
             run, measured = measured_engine_run(arguments.engine, run_options(arguments))
-            bound = memory_bound(manifest, arguments.crops, run.prompt_tokens, run.cache_bytes)
+            shape = (arguments.crops, run.prompt_tokens, run.cache_bytes, arguments.prefill_chunk)
+            bound = memory_bound(manifest, *shape)
             times = Times(run.prefill_s, 1e-3 * statistics.median(run.decode_ms))
         else:
             measured = run_measured(baseline)

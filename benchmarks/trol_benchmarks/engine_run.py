@@ -58,20 +58,28 @@ def add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--text-tokens", type=int, default=60, metavar="N", help="besides the picture (default: 60)")
     parser.add_argument("--new-tokens", type=int, default=16, metavar="N", help="decode steps (default: 16)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the engine (default: all physical cores)")
+    parser.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens of a prompt at a time (default: all)")
+
+
+def check_run_options(arguments: Namespace) -> None:
+    """Raise UsageError for a shape that is no prompt."""
+    if arguments.crops < 0 or arguments.text_tokens < 2 or arguments.new_tokens < 1:
+        raise UsageError("expected --crops >= 0, --text-tokens >= 2 and --new-tokens >= 1")
 
 
 def run_options(arguments: Namespace) -> list[str]:
     """The options of `add_run_options` as command-line words, to hand them on to a process of this program."""
     shape = ["--crops", arguments.crops, "--text-tokens", arguments.text_tokens, "--new-tokens", arguments.new_tokens]
     threads = [] if arguments.threads is None else ["--threads", arguments.threads]
-    return [str(word) for word in (*shape, *threads)]
+    chunk = [] if arguments.prefill_chunk is None else ["--prefill-chunk", arguments.prefill_chunk]
+    return [str(word) for word in (*shape, *threads, *chunk)]
 
 
 def run(arguments: Namespace) -> EngineRun:
     """Load, warm up, encode, prefill, decode; raises UsageError for a shape that is no prompt."""
-    if arguments.crops < 0 or arguments.text_tokens < 2 or arguments.new_tokens < 1:
-        raise UsageError("expected --crops >= 0, --text-tokens >= 2 and --new-tokens >= 1")
-    engine, load_s = _timed(TroL.load, arguments.engine, threads=arguments.threads)
+    check_run_options(arguments)
+    options = {"threads": arguments.threads, "prefill_chunk": arguments.prefill_chunk}
+    engine, load_s = _timed(TroL.load, arguments.engine, **options)
     session, config = engine.session, engine.config
     random = np.random.default_rng(0)
     session.prefill(np.ones((1, 2), np.int64))

@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None) -> int:
     """Parse, measure, print; returns the exit code."""
     arguments = _parse(argv)
     run, measured = measured_engine_run(arguments.engine, run_options(arguments))
-    bound = memory_bound(Bundle.open(arguments.engine).manifest, arguments.crops, run.prompt_tokens, run.cache_bytes)
+    shape = (arguments.crops, run.prompt_tokens, run.cache_bytes, arguments.prefill_chunk)
+    bound = memory_bound(Bundle.open(arguments.engine).manifest, *shape)
     rows = [*resident_rows(measured.peak), *bound_rows(measured.peak, bound)]
     report("memory", memory_record(measured.peak, bound), rows, arguments.json)
     return 0

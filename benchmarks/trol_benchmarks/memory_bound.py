@@ -7,7 +7,9 @@ inner size f, n query heads, g key/value heads of width d (all times 4 bytes):
                                                             rotation; the scores of all heads
     prefill, MLP         3 s h + 3 s f                      residual, first pass and norm; gate, up and their product
 
-and with c crops of t positions, w channels, inner size i, a heads in the vision tower:
+read in chunks of p tokens, every s but the last of `n s s` is p, and the cache holds both passes meanwhile.
+
+With c crops of t positions, w channels, inner size i, a heads in the vision tower:
 
     vision, attention    2 c t w + 3 c t w + c a t t        residual and norm; q, k, v; the scores of all heads
     vision, MLP          2 c t w + 2 c t i                  residual and norm; before and after the activation
@@ -44,26 +46,29 @@ class MemoryBound:
         return {**asdict(self), "total": self.total}
 
 
-def memory_bound(manifest: Manifest, crops: int, prompt_tokens: int, cache_bytes: int) -> MemoryBound:
+def memory_bound(
+    manifest: Manifest, crops: int, prompt_tokens: int, cache_bytes: int, prefill_chunk: int | None = None
+) -> MemoryBound:
     """The bound of one row: `crops` encoded together, `prompt_tokens` prefilled, `cache_bytes` allocated at the end."""
     need = memory_need(manifest)
     model = manifest.model
-    activations = [prefill_activations(model.decoder, prompt_tokens)]
+    activations = [prefill_activations(model.decoder, prompt_tokens, prefill_chunk)]
     if crops:
         activations.append(vision_activations(model.vision, crops))
     return MemoryBound(
         weights=need.mapped,
         copies=need.anonymous,
-        cache=cache_bytes,
+        cache=cache_bytes if prefill_chunk is None else 2 * cache_bytes,
         activations=max(activations),
     )
 
 
-def prefill_activations(decoder: Decoder, tokens: int) -> int:
+def prefill_activations(decoder: Decoder, prompt_tokens: int, prefill_chunk: int | None = None) -> int:
     """Bytes alive at once at the widest point of a layer's second pass."""
+    tokens = min(prefill_chunk or prompt_tokens, prompt_tokens)
     stream = 3 * tokens * decoder.hidden_size
     heads_width = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
-    attention = stream + 2 * tokens * heads_width + decoder.heads * tokens**2
+    attention = stream + 2 * tokens * heads_width + decoder.heads * tokens * prompt_tokens
     mlp = stream + 3 * tokens * decoder.intermediate_size
     return _FP32_BYTES * max(attention, mlp)
 

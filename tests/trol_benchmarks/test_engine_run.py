@@ -31,7 +31,7 @@ def test_random_text_never_holds_an_image_token() -> None:
 def test_options_survive_being_handed_on() -> None:
     parser = ArgumentParser()
     add_run_options(parser)
-    words = ["--crops", "3", "--text-tokens", "7", "--new-tokens", "2", "--threads", "1"]
+    words = ["--crops", "3", "--text-tokens", "7", "--new-tokens", "2", "--threads", "1", "--prefill-chunk", "64"]
     assert run_options(parser.parse_args(words)) == words
     assert "--threads" not in run_options(parser.parse_args([]))
 

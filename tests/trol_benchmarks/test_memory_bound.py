@@ -20,6 +20,17 @@ def test_a_long_prompt_is_widest_in_the_scores_of_attention() -> None:
     assert prefill_activations(DECODER, tokens) == 4 * (3 * tokens * 32 + 2 * tokens * 16 * 4 + 8 * tokens**2)
 
 
+def test_a_chunk_is_all_that_is_alive_but_for_the_keys_it_attends_to() -> None:
+    tokens, chunk = 100, 10
+    assert prefill_activations(DECODER, tokens, chunk) == 4 * (3 * chunk * 32 + 2 * chunk * 16 * 4 + 8 * chunk * tokens)
+    assert prefill_activations(DECODER, tokens, 2 * tokens) == prefill_activations(DECODER, tokens)
+
+
+def test_a_prompt_in_chunks_needs_the_cache_of_both_passes() -> None:
+    bound = memory_bound(small_manifest(), crops=0, prompt_tokens=9, cache_bytes=1000, prefill_chunk=3)
+    assert bound.cache == 2000
+
+
 def test_vision_counts_the_class_token_and_every_crop() -> None:
     positions = 2 * 26
     attention = 4 * (5 * positions * 12 + 3 * positions * 26)
