@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,42 @@ def test_the_readmes_python_runs(
     exec(compile(snippet, "README.md", "exec"), {})
 
 
+def test_the_python_of_the_runtime_page_runs(
+    micro_engine: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "engine.plan").symlink_to(micro_engine("internlm2"))
+    (tmp_path / "x.png").symlink_to(REPOSITORY / "examples" / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs" / "runtime.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for snippet in blocks(page, "python"):
+        exec(compile(snippet, "runtime.md", "exec"), names)
+    assert 0 < names["answer"].reused_tokens < names["answer"].prompt_tokens
+    assert re.search(r"^\d+ of \d+ tokens were read before$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("documented", "heading"),
+    [
+        ("trol_runtime.session:Session", "Sessions"),
+        ("trol_runtime.chat:Chat", "Chat"),
+        ("trol_runtime.generation_config:GenerationConfig", "How an answer is generated"),
+        ("trol_runtime.engine:TroL", None),
+    ],
+)
+def test_the_runtime_page_names_every_public_name(documented: str, heading: str | None) -> None:
+    module, _, name = documented.partition(":")
+    page = (REPOSITORY / "docs" / "runtime.md").read_text(encoding="utf-8")
+    if heading is not None:
+        page = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    kind = getattr(import_module(module), name)
+    names = {name for name in (*vars(kind), *kind.__annotations__) if not name.startswith("_")}
+    assert not {name for name in names if not re.search(rf"\b{name}\b", page)}
+
+
 def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
     (shown,) = blocks(README, "text")
     demo = subprocess.run(
@@ -148,7 +185,8 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
 
 
 def without_times(output: str) -> str:
-    return re.sub(r'"timings_ms": \{[^}]*\}', '"timings_ms": ...', output)
+    output = re.sub(r'"timings_ms": \{[^}]*\}', '"timings_ms": ...', output)
+    return re.sub(r"\d[\d.]* m?s\b", "...", output)
 
 
 def test_the_picture_of_the_demo_is_the_one_that_is_drawn() -> None:
