@@ -57,9 +57,10 @@ class Answerer:
         Phi-3 can write an image token; it is left out, as it would stand for a picture that is not there.
         """
         ids, ends = answer.token_ids, (*self._config.eos_token_ids, self._tokenizer.turn_end_id)
-        if ids and ids[-1] in ends:
-            ids = ids[:-1]
-        elif answer.finish_reason != "length":
+        ended = bool(ids) and ids[-1] in ends
+        ids = ids[:-1] if ended else ids
+        stopped = not ended and answer.finish_reason != "length"
+        if stopped or (answer.config.stop and self._tokenizer.decode(ids) != answer.text):
             ids = self._tokenizer.encode_text(answer.text)
         return np.array([token_id for token_id in ids if token_id != self._config.image_token_id], np.int64)
 
@@ -88,17 +89,17 @@ class Answerer:
         config = config.seeded()
         new_tokens = self.new_tokens(session, prompt.ids, config)
         begin = time.perf_counter()
-        logits = session.prefill(prompt.ids[None], prompt.image_embeds)
+        logits, rows, reused = session.begin(prompt.ids[None], prompt.image_embeds)
         timings_ms["prefill"] = 1e3 * (time.perf_counter() - begin)
         return Generation(
-            steps=self._steps(session.rows(), logits, config, new_tokens, said_before(self._config, [prompt.ids])),
+            steps=self._steps(rows, logits, config, new_tokens, said_before(self._config, [prompt.ids])),
             tokenizer=self._tokenizer,
             eos_token_ids=self._config.eos_token_ids,
             config=config,
             max_new_tokens=new_tokens,
             prompt_tokens=len(prompt),
             image_tokens=len(prompt.image_embeds),
-            reused_tokens=int(session.reused[0]),
+            reused_tokens=int(reused[0]),
             timings_ms=timings_ms,
         )
 

@@ -65,7 +65,12 @@ class Bundle:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read and verify `path`; raises EngineFileError in one line: what is damaged, what to do."""
-        path = Path(path)
+        try:
+            path = Path(path)
+        except TypeError:
+            raise UsageError(f"the engine file is a {type(path).__name__}, expected its path") from None
+        if "\0" in str(path):
+            raise UsageError(f"the path {one_line(path)} holds a zero byte; expected the path of an engine file")
         with _reading(path) as file:
             # Absolute: what is read later must not depend on the folder the process is in by then.
             return _read_bundle(path.absolute(), file)

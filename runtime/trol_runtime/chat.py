@@ -71,7 +71,7 @@ class Chat:
         """Forget the oldest `count` turns, pictures included. What is left is read anew with the next question."""
         if not self.turns:
             raise UsageError("the chat has no turns to drop; ask something first")
-        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(self.turns):
+        if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or not 1 <= count <= len(self.turns):
             raise UsageError(f"{count!r} turns to drop, expected 1 to {len(self.turns)}, which the chat has")
         self._end_answer()
         del self.turns[:count]

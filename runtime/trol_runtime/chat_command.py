@@ -74,7 +74,7 @@ class CtrlCHandler:
 
 
 class ChatCommand:
-    """A chat as the one who types sees it: lines are questions or commands, a problem is one line and changes nothing.
+    """A chat as the one who types sees it: lines are questions or commands, a problem is one line.
 
     pictures: go with the first question
     exif: turn pictures upright that are added

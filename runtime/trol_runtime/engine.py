@@ -213,12 +213,20 @@ class TroL:
         Never warns: `max_new_tokens` of the result is what it was clipped to.
         """
         config = _merged(config, options)
-        answerer, session = self._text, session or self.new_session()
+        answerer, session = self._text, self._own(session)
         pictures = load_pictures(images, exif)
         ids = answerer.turn_ids(prompt, answerer.crops(pictures))
         answerer.new_tokens(session, ids, config)  # what has no room is refused before pictures are encoded
         embeds, timings_ms = answerer.encode(session, pictures)
         return answerer.answer(session, Prompt(ids, embeds), config, timings_ms)
+
+    def _own(self, session: Session | None) -> Session:
+        """`session`, or a new one for None; UsageError for one of another engine."""
+        if session is None:
+            return self.new_session()
+        if not isinstance(session, Session) or not session.belongs_to(self.config):
+            raise UsageError("session is none of this engine; make it with this model's new_session()")
+        return session
 
     @property
     def _text(self) -> Answerer:
@@ -239,20 +247,20 @@ class TroL:
             raise UsageError(
                 "stop texts end an answer that is text, and this one is ids; use generate, or eos_token_id"
             )
-        session = session or self.new_session()
+        session = self._own(session)
         config = config.seeded()
         eos = self.config.eos_token_ids if eos_token_id is None else _token_ids(eos_token_id, self.config)
         prompts = session.prompts(input_ids, attention_mask)
         session.require_rows(len(prompts), config.num_beams)
         new_tokens = config.new_tokens(self.default_new_tokens, session.room_behind(prompts))
         self._warn_if_clipped(config, new_tokens, stacklevel=4)
-        logits = session.prefill(input_ids, image_embeds, attention_mask)
+        logits, rows, _ = session.begin(input_ids, image_embeds, attention_mask)
         pad, said = self.config.pad_token_id, said_before(self.config, prompts)
         if config.num_beams == 1:
-            steps = choose_ids(session.rows(), logits, config, max_new_tokens=new_tokens, held_off_ids=eos, said=said)
+            steps = choose_ids(rows, logits, config, max_new_tokens=new_tokens, held_off_ids=eos, said=said)
             return collect(steps, len(logits), eos, pad)
         return beam_search(
-            session.rows(),
+            rows,
             logits,
             config,
             max_new_tokens=new_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -147,13 +148,18 @@ class Generation:
         """End the answer here; what has come of it stays, the session is let go."""
         if self.finish_reason is None:
             self.finish_reason = "stop"
-        self.steps.close()  # otherwise it would hold the session, and the cache in it, for as long as the answer lasts
+        # Otherwise it would hold the session, and the cache in it, for as long as the answer lasts. Another thread may
+        # be in a step: it ends, and closes, behind that.
+        with suppress(ValueError):
+            self.steps.close()
 
     def _text_ids(self) -> Iterator[int]:
         """Ids that spell the answer, eos not among them."""
         if self.finish_reason is not None:  # stopped before it began: its session may belong to another answer by now
             return
         for (token_id,), (logprob,) in self._timed(self.steps):
+            if self.finish_reason is not None:  # stopped by another thread during the step
+                return
             self.token_ids.append(int(token_id))
             self.logprobs.append(float(logprob))
             if token_id in self.eos_token_ids:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trol_runtime.array_types import Floats, Ids
+from trol_runtime.array_types import Floats, Ids, as_array
 from trol_runtime.errors import LimitError, UsageError
 from trol_runtime.manifest import Limits
 from trol_runtime.model_config import ModelConfig
@@ -45,7 +45,7 @@ class PromptReader:
 
     def unpadded(self, input_ids: Ids, attention_mask: Ids | None) -> list[Ids]:
         """The rows of a left-padded batch without their padding, int64 (tokens,) each."""
-        rows = _unpad(np.asarray(input_ids), attention_mask)
+        rows = _unpad(as_array("input_ids", input_ids), attention_mask)
         self.require_rows(len(rows))
         for ids in rows:
             self.check_vocabulary(ids)
@@ -120,7 +120,7 @@ class PromptReader:
         hidden = self._config.decoder.hidden_size
         flat = np.zeros((0, hidden), np.float32)
         if image_embeds is not None:
-            image_embeds = np.asarray(image_embeds)
+            image_embeds = as_array("image_embeds", image_embeds)
             if image_embeds.dtype != np.float32 or image_embeds.shape[-1:] != (hidden,):
                 raise UsageError(
                     f"image_embeds is {image_embeds.dtype} {image_embeds.shape}, expected float32 (crops, tokens, "
@@ -150,7 +150,7 @@ def _unpad(input_ids: Ids, attention_mask: Ids | None) -> list[Ids]:
         raise UsageError(f"input_ids is {input_ids.dtype} {input_ids.shape}, expected int64 (batch, tokens), not empty")
     if attention_mask is None:
         return list(input_ids)
-    mask = np.asarray(attention_mask)
+    mask = as_array("attention_mask", attention_mask)
     if mask.shape != input_ids.shape:
         raise UsageError(f"attention_mask has shape {mask.shape}, expected that of input_ids, {input_ids.shape}")
     if not np.isin(mask, (0, 1)).all():

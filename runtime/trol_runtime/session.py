@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trol_runtime.array_types import Floats, Ids
+from trol_runtime.array_types import Floats, Ids, as_array
 from trol_runtime.errors import LimitError, NumericError, UsageError
 from trol_runtime.exclusive import OneThreadAtATime, exclusive
 from trol_runtime.kv_cache import KVCache
@@ -91,21 +91,13 @@ class Rows:
         self._prompts_read = prompts_read
 
     def decode(self, token_ids: Ids) -> Floats:
-        return self._unchanged().decode(token_ids)
+        return self._session.if_unread(self._prompts_read, Session.decode, token_ids)
 
     def repeat(self, times: int) -> None:
-        self._unchanged().repeat(times)
+        self._session.if_unread(self._prompts_read, Session.repeat, times)
 
     def reorder(self, sources: Ids) -> None:
-        self._unchanged().reorder(sources)
-
-    def _unchanged(self) -> Session:
-        if self._session.prompts_read != self._prompts_read:
-            raise UsageError(
-                "the session has read another prompt since this answer began, so it cannot go on; finish an answer "
-                "before the next, or give each a session of its own: new_session()"
-            )
-        return self._session
+        self._session.if_unread(self._prompts_read, Session.reorder, sources)
 
 
 class Session(OneThreadAtATime):
@@ -144,8 +136,8 @@ class Session(OneThreadAtATime):
 
     def _forget(self) -> None:
         # What the cache holds is forgotten before the cache is: Ctrl-C in between leaves nothing that is untrue.
-        self._rows: list[_Row] = []
         self._lengths: Ids = np.zeros(0, np.int64)
+        self._rows: list[_Row] = []
         self.reused: Ids = np.zeros(0, np.int64)
         self._beams = 1
         self._cache = KVCache(self._config.decoder, self._limits.max_seq, self._keeps_prefix)
@@ -181,7 +173,7 @@ class Session(OneThreadAtATime):
 
         A session that keeps its prefix knows the last pixels again; what it returns is read-only.
         """
-        pixel_values, vision = np.asarray(pixel_values), self._config.vision
+        pixel_values, vision = as_array("pixel_values", pixel_values), self._config.vision
         wanted = (3, vision.image_size, vision.image_size)
         if (
             pixel_values.ndim != 4
@@ -243,7 +235,7 @@ class Session(OneThreadAtATime):
         Raises UsageError for wrong ids, LimitError when a row is full. Without memory for the cache to grow
         (LimitError), and when the logits are no numbers (NumericError), no rows are left.
         """
-        token_ids = np.asarray(token_ids)
+        token_ids = as_array("token_ids", token_ids)
         if not len(self._lengths):
             raise UsageError("decode() before prefill(): there is no row to continue")
         if token_ids.shape != self._lengths.shape or token_ids.dtype != np.int64:
@@ -265,9 +257,30 @@ class Session(OneThreadAtATime):
                 row.decoded[int(length) - len(row.prompt) :] = [token]
         return self._checked(self._decode_step(self._cache, token_ids, self._lengths))
 
-    def rows(self) -> Rows:
-        """The rows as they are now, for an answer to go on from."""
-        return Rows(self, self.prompts_read)
+    @exclusive
+    def begin(
+        self, input_ids: Ids, image_embeds: Floats | None = None, attention_mask: Ids | None = None
+    ) -> tuple[Floats, Rows, Ids]:
+        """`prefill` for an answer: the logits, the rows it goes on from, and `reused`, all of this prompt.
+
+        One call, so that no other thread's prompt comes in between.
+        """
+        logits = self.prefill(input_ids, image_embeds, attention_mask)
+        return logits, Rows(self, self.prompts_read), self.reused
+
+    @exclusive
+    def if_unread(self, prompts_read: int, call: Callable[..., Any], argument: Any) -> Any:
+        """call(self, argument); UsageError when there have been other prompts than the first `prompts_read`."""
+        if self.prompts_read != prompts_read:
+            raise UsageError(
+                "the session has read another prompt since this answer began, so it cannot go on; finish an answer "
+                "before the next, or give each a session of its own: new_session()"
+            )
+        return call(self, argument)
+
+    def belongs_to(self, config: ModelConfig) -> bool:
+        """Whether it was made for the engine that holds `config`, this very object: another's may be equal."""
+        return self._config is config
 
     @exclusive
     def fork(self) -> Session:
@@ -314,7 +327,7 @@ class Session(OneThreadAtATime):
 
         Only what was decoded since the prompt is moved; the prompt is the same in all beams of a row.
         """
-        sources = np.asarray(sources)
+        sources = as_array("sources", sources)
         places = np.arange(len(self._lengths)) // self._beams
         fits = sources.dtype == np.int64 and sources.shape == places.shape
         if not fits or not np.array_equal(sources // self._beams, places):
@@ -395,6 +408,8 @@ class Session(OneThreadAtATime):
 
     def _make_room(self, tokens: int) -> None:
         """Fit the cache to rows of `tokens` that go on from what is reused: the prompt is the same in all beams."""
+        for row, reused in zip(self._rows, self.reused.tolist(), strict=True):
+            row.kept = min(row.kept, reused)  # what is not reused now may lose its place in the cache
         with self._no_rows_on_failure():
             if self._beams > 1:
                 self._cache.thin(self._beams)

@@ -71,7 +71,7 @@ class Pictures:
 
     def read(self, folder: Path, case: Case) -> bool:
         path = folder / PICTURE
-        official = _official_digest(case.files[PICTURE])
+        official = _official_digest(path)
         try:
             picture = load_picture(path)
         except PictureError:
@@ -95,14 +95,14 @@ class Pictures:
             return 0
 
 
-def _official_digest(data: bytes) -> bytes | None:
+def _official_digest(path: Path) -> bytes | None:
     """Of the pixels that Pillow reads, None where it reads none; two pictures at once would be twice the memory.
 
-    From a stream, as here: a raw file with a path is mapped instead, and a tile that reaches out of the picture goes
-    unnoticed then.
+    From an open file, as the runtime does. By its path Pillow would map a raw file, and not notice a tile that reaches
+    out of the picture; in memory it could seek in front of the first byte.
     """
     try:
-        with Image.open(BytesIO(data)) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             return None if image.width * image.height > MAX_PIXELS else _digest(image.convert("RGB"))
     except Exception:
         return None

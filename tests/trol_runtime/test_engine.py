@@ -410,3 +410,44 @@ def test_the_runtime_never_imports_the_exporter(micro_engine: Any, arch: Any) ->
     )
     assert {"numpy", "PIL", "tokenizers", "onnxruntime"} <= loaded
     assert not {"torch", "onnx", "onnx_ir", "safetensors", "trol_export", "trol_graphs", "trol_engines"} & loaded
+
+
+@pytest.mark.parametrize("session", ["x", 3], ids=["text", "number"])
+def test_what_is_no_session_is_refused(model: TroL, session: Any) -> None:
+    with pytest.raises(UsageError) as refused:
+        model.generate_ids(np.array([[5, 6]]), session=session)
+    assert str(refused.value) == "session is none of this engine; make it with this model's new_session()"
+
+
+def test_a_session_of_another_engine_is_refused_even_where_the_engines_look_alike(
+    model: TroL, micro_engine: Callable[..., Path], arch: str
+) -> None:
+    other = TroL.load(micro_engine(arch))
+    with pytest.raises(UsageError, match="session is none of this engine; make it with this model's new_session"):
+        model.generate_ids(np.array([[5, 6]]), session=other.new_session())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, "the engine file is a NoneType, expected its path"),
+        ("a\0b", "the path a\\x00b holds a zero byte; expected the path of an engine file"),
+    ],
+)
+def test_what_is_no_path_is_refused(path: Any, message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        TroL.load(path)
+    assert str(refused.value) == message
+
+
+def test_rows_of_different_lengths_are_refused(model: TroL) -> None:
+    ragged: Any = [[1, 2], [3]]
+    for name, call in {
+        "input_ids": lambda: model.session.prefill(ragged),
+        "attention_mask": lambda: model.session.prefill(np.array([[1, 2]]), None, ragged),
+        "image_embeds": lambda: model.session.prefill(np.array([[1, 2]]), ragged),
+        "pixel_values": lambda: model.session.encode(ragged),
+    }.items():
+        with pytest.raises(UsageError) as refused:
+            call()
+        assert str(refused.value) == f"{name} has rows of different lengths; expected one array, padded on the left"

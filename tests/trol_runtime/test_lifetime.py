@@ -105,6 +105,19 @@ def test_a_session_refuses_a_second_thread_while_it_runs(
     )
 
 
+def test_a_stop_from_another_thread_ends_an_answer_behind_its_step(micro_engine: EngineOf) -> None:
+    model = TroL.load(micro_engine("internlm2"))
+    for _ in range(20):
+        answer = model.start("What?", max_new_tokens=200)
+        stopper = threading.Timer(0.003, answer.stop)
+        stopper.start()
+        text = "".join(answer)
+        stopper.join()
+        assert answer.finish_reason in ("stop", "eos", "length")
+        assert answer.text == text
+        assert len(answer.token_ids) <= 200
+
+
 # --- the engine file
 
 
@@ -289,5 +302,6 @@ def test_generations_of_all_kinds_take_no_memory(micro_engine: EngineOf) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["internlm2", "phi3"])
 def test_a_thousand_generations_of_all_kinds_take_no_memory(micro_engine: EngineOf, arch: Any) -> None:
-    # 1 MiB over the 500 generations of half the windows is 2 KiB each: less than the ids and tables of one.
-    assert grown_kib(micro_engine(arch), 100) < 1024
+    # The lowest points differ by up to 2 MiB without a leak. 4 MiB over the 500 generations of half the windows are
+    # 8 KiB each; the smallest cache of a session takes 64 KiB here.
+    assert grown_kib(micro_engine(arch), 100) < 4096

@@ -727,3 +727,27 @@ def test_a_fork_without_memory_leaves_the_original_as_it_is(model: TroL, config:
         session.fork()
     assert_close(extend(session, config, [7]), fresh_logits(model, [[*prompt, 7]]))
     assert session.reused.tolist() == [20]
+
+
+def test_rows_that_a_failed_prefill_did_not_reach_claim_no_more_than_the_cache_holds(
+    model: TroL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shorter batch shrinks the cache; if it fails at its first row, the second must not count on what was cut."""
+    random = np.random.default_rng(0)
+    long = random.integers(10, 900, (2, 600))
+    long[long == model.config.image_token_id] = 10
+    short = long[:, :110].copy()
+    short[:, 100:] = 5
+    session = model.new_session(keep_prefix=True)
+    session.prefill(long)
+    with monkeypatch.context() as failing:
+        failing.setattr(model._backend, "extend", fails)
+        with pytest.raises(LimitError, match="no memory"):
+            session.prefill(short)
+    logits = session.prefill(long)
+    assert (session.reused <= 100).all()
+    assert_close(logits, model.new_session().prefill(long))
+
+
+def fails(*_: Any) -> Any:
+    raise LimitError("no memory")
