@@ -29,7 +29,7 @@ from trol_benchmarks.memory import bound_rows, measured_engine_run, memory_recor
 from trol_benchmarks.memory_bound import memory_bound
 from trol_benchmarks.report import Row, add_json_option, milliseconds, report, seconds
 from trol_benchmarks.resident_memory import Peak
-from trol_benchmarks.samples import ratio, summary, turns
+from trol_benchmarks.samples import ratio, require_rounds, summary, turns
 from trol_runtime.bundle import Bundle
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
@@ -146,8 +146,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add_run_options(parser)
     add_json_option(parser)
     arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
-        raise UsageError(f"--rounds is {arguments.rounds}, expected 1 or more")
+    require_rounds(arguments.rounds)
     if "{threads}" in arguments.baseline and arguments.threads is None:
         raise UsageError("the baseline's command holds {threads}: say how many with --threads")
     return arguments

@@ -26,7 +26,7 @@ from typing import Any
 from trol_benchmarks.measured_command import installed_command, open_process, require_success, run_measured
 from trol_benchmarks.report import Row, add_json_option, gib, report, seconds
 from trol_benchmarks.resident_memory import Peak, peak_of
-from trol_benchmarks.samples import ratio, summary, turns
+from trol_benchmarks.samples import ratio, require_rounds, summary, turns
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import TrolError, UsageError
@@ -185,8 +185,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
     add_json_option(parser)
     arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
-        raise UsageError(f"--rounds is {arguments.rounds}, expected 1 or more")
+    require_rounds(arguments.rounds)
     return arguments
 
 

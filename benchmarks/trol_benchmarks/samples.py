@@ -9,10 +9,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from trol_runtime.errors import UsageError
+
 
 def summary(values: Sequence[float]) -> dict[str, float | list[float]]:
     """Median, extremes and all values, in the order they were taken."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
+
+
+def require_rounds(rounds: int) -> None:
+    """Raise UsageError for a number of rounds that measures nothing."""
+    if rounds < 1:
+        raise UsageError(f"--rounds is {rounds}, expected 1 or more")
 
 
 def turns(sides: Sequence[str], rounds: int) -> Iterator[str]:

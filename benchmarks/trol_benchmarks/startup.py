@@ -16,10 +16,10 @@ from pathlib import Path
 
 from trol_benchmarks.measured_command import installed_command, open_process, require_success, run_measured
 from trol_benchmarks.report import Row, add_json_option, report
-from trol_benchmarks.samples import summary, turns
+from trol_benchmarks.samples import require_rounds, summary, turns
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
-from trol_runtime.errors import TrolError, UsageError
+from trol_runtime.errors import TrolError
 
 _IMPORT = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 
@@ -74,8 +74,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="processes of each kind (default: 9)")
     add_json_option(parser)
     arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
-        raise UsageError(f"--rounds is {arguments.rounds}, expected 1 or more")
+    require_rounds(arguments.rounds)
     return arguments
 
 
