@@ -24,5 +24,5 @@ def test_a_ratio_is_of_medians_and_the_rounds_show_its_spread() -> None:
 
 def test_no_rounds_measure_nothing() -> None:
     require_rounds(1)
-    with pytest.raises(UsageError, match="^--rounds is 0, expected 1 or more$"):
+    with pytest.raises(UsageError, match=r"^--rounds is 0, expected 1 or more$"):
         require_rounds(0)
