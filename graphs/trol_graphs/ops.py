@@ -1,26 +1,48 @@
-"""The concepts that become exactly one ONNX node each, as torch custom operators with their eager arithmetic.
+"""The concepts that become exactly one ONNX node each, with their eager arithmetic.
 
-Eager bodies are the reference for fp32; `lowering` maps each operator onto the ONNX operator (or model-local function)
-named in its docstring.
+Eager bodies are the reference for fp32, and what training differentiates; while a graph is traced each stands there as
+one custom operator, which `lowering` maps onto the ONNX operator (or model-local function) named in its docstring.
 
 Shapes: b rows, h query heads, g key/value heads, s queries, m keys, L cache length, d head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+P = ParamSpec("P")
 
-@torch.library.custom_op("trol::rms_norm", mutates_args=())
+
+def one_node(body: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """`body`, and in its place the operator `trol::<name of body>` while a graph is traced.
+
+    Every such operator returns the shape of its first argument. It has no gradient of its own: outside a trace the body
+    runs as it stands.
+    """
+    operator = torch.library.custom_op(f"trol::{body.__name__}", body, mutates_args=())
+    operator.register_fake(lambda first, *_: torch.empty_like(first))
+
+    @wraps(body)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return (operator if torch.compiler.is_exporting() else body)(*args, **kwargs)
+
+    return call
+
+
+@one_node
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`RMSNormalization`: x / rms(x) * weight over the last axis; the statistic is fp32."""
     x32 = x.float()
     return weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-@torch.library.custom_op("trol::rotary_embedding", mutates_args=())
+@one_node
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`RotaryEmbedding`: rotate (a, b) halves of the last axis; x (b, heads, s, d), cos and sin (b, s, d/2)."""
     cos, sin = cos[:, None], sin[:, None]
@@ -28,7 +50,7 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 
 
-@torch.library.custom_op("trol::attention", mutates_args=())
+@one_node
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """`Attention`: softmax(q k^T / sqrt(d)) v, query head j reading key/value head j // (h/g).
 
@@ -40,7 +62,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
 
 
-@torch.library.custom_op("trol::cache_write", mutates_args=())
+@one_node
 def cache_write(cache: Tensor, rows: Tensor, write_index: Tensor | None) -> Tensor:
     """`TensorScatter`: cache (b, g, L, d) with rows (b, g, s, d) written from write_index[row] on (None: from 0)."""
     written = cache.clone()
@@ -50,7 +72,7 @@ def cache_write(cache: Tensor, rows: Tensor, write_index: Tensor | None) -> Tens
     return written
 
 
-@torch.library.custom_op("trol::mixer", mutates_args=())
+@one_node
 def mixer(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`trol::Mixer`: blend both passes of a layer, token by token (paper: section 3.2, "TroL-Mixer").
 
@@ -64,11 +86,3 @@ def mixer(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor
 def gate_value(first: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The gate in (0, 1), (tokens, 1): 0.5 tanh(w . x1 + b) + 0.5."""
     return 0.5 * torch.tanh(F.linear(first, weight, bias)) + 0.5
-
-
-# Shape functions for tracing on the meta device: every operator returns the shape of its first argument.
-rms_norm.register_fake(lambda x, weight, eps: torch.empty_like(x))
-rotary_embedding.register_fake(lambda x, cos, sin: torch.empty_like(x))
-attention.register_fake(lambda q, k, v, mask, causal: torch.empty_like(q))
-cache_write.register_fake(lambda cache, rows, write_index: torch.empty_like(cache))
-mixer.register_fake(lambda first, second, weight, bias: torch.empty_like(first))

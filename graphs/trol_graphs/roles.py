@@ -142,7 +142,8 @@ def traverse(
     """Run layer number `index` twice over a prompt, each pass in its context, and blend them: (s, hidden) -> same."""
     first_pass = named(layer(x, first), f"layers.{index}.first_pass")
     second_pass = named(layer(first_pass, second), f"layers.{index}.second_pass")
-    return named(mixer(first_pass, second_pass, gate.weight, gate.bias), f"layers.{index}.output")
+    weight, bias = gate.get_parameter("weight"), gate.get_parameter("bias")
+    return named(mixer(first_pass, second_pass, weight, bias), f"layers.{index}.output")
 
 
 def run_once(layer: nn.Module, index: int, x: Tensor, context: LayerContext) -> Tensor:
