@@ -22,12 +22,17 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 class AtomicFile:
     """Write-once file at `path`; `needed_bytes` is the size it will have, if known, and is compared with the free disk.
 
+    option: by which the user chose the path, for messages
+
     Raises UsageError when `path` exists (unless `overwrite`), is not a regular file, or lies in no directory;
     TrolError when the disk is full or refuses the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, needed_bytes: int = 0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, needed_bytes: int = 0, option: str = "-o"
+    ) -> None:
         self.path = Path(path)
+        self._option = option
         self._overwrite = overwrite
         self._needed_bytes = 0
         self._written = 0
@@ -64,7 +69,7 @@ class AtomicFile:
         if free < needed:
             raise TrolError(
                 f"{self.path}: needs {needed:,} bytes, its disk has {free:,} free; "
-                "free some or choose another place with -o"
+                f"free some or choose another place with {self._option}"
             )
 
     @property
@@ -124,7 +129,7 @@ class AtomicFile:
         if os.path.lexists(self.path) and not self.path.is_file():
             raise UsageError(f"{self.path}: exists and is not a regular file; choose another name")
         if not self._overwrite and os.path.lexists(self.path):
-            raise UsageError(f"{self.path}: already exists; choose another name with -o")
+            raise UsageError(f"{self.path}: already exists; choose another name with {self._option}")
 
     def _failure(self, error: OSError) -> TrolError:
         if error.errno in _NO_ROOM:
@@ -132,9 +137,9 @@ class AtomicFile:
             needed = f" of {self._needed_bytes:,} needed" if self._needed_bytes else ""
             return TrolError(
                 f"{self.path}: disk full after {self._written:,} bytes{needed}; "
-                f"{free:,} bytes are free without it; free some or choose another place with -o"
+                f"{free:,} bytes are free without it; free some or choose another place with {self._option}"
             )
-        return TrolError(f"{self.path}: cannot be written ({error.strerror}); choose another place with -o")
+        return TrolError(f"{self.path}: cannot be written ({error.strerror}); choose another place with {self._option}")
 
 
 def _sync_directory(directory: Path) -> None:

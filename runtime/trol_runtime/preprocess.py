@@ -139,6 +139,8 @@ def squeeze(picture: Image.Image, side: int) -> np.ndarray:
     Equal to torch's uint8 bicubic in every bit: horizontal pass, rounded to uint8, then the vertical pass. Only rows
     that the vertical pass reads go through the horizontal one, strip by strip, so that a photograph needs no copy.
     """
+    if picture.size == (side, side):
+        return np.asarray(picture)  # each tap but one has no weight: the same pixels
     across, down = bicubic_taps(picture.width, side), bicubic_taps(picture.height, side)
     needed = np.unique(down.positions)
     narrow = np.empty((len(needed), side, 3), np.uint8)
