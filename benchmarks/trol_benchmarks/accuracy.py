@@ -1,0 +1,99 @@
+"""An engine asked the questions of a test set: greedy, and each picture is read once for all questions about it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trol_benchmarks.world.test_set import AskedQuestion, QuestionSet
+from trol_runtime.bundle import Bundle
+from trol_runtime.engine import TOKENIZER_ENTRY, TroL
+from trol_runtime.errors import UsageError
+
+# More than any right answer takes. A model that does not come to an end is wrong either way, and should not take long.
+MOST_NEW_TOKENS = 192
+
+_PROGRESS_EVERY = 100  # questions
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """Which engine answered.
+
+    sha256: of the engine file
+    target: what it ran on
+    tokenizer_sha256: of its tokenizer.json; ids of engines are comparable where it is the same
+    """
+
+    sha256: str
+    precision: str
+    target: str
+    tokenizer_sha256: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine said; the ids include the one that ended it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one engine, by the id of the question."""
+
+    engine: EngineIdentity
+    of: dict[str, Answer]
+
+
+def open_engine(path: str) -> Bundle:
+    """An engine file that can be asked; raises as Bundle.open does, UsageError for one without a tokenizer."""
+    bundle = Bundle.open(path)
+    if bundle.manifest.prompt is None:
+        raise UsageError(f"{path}: has no tokenizer, so it cannot be asked; export it without --no-tokenizer")
+    return bundle
+
+
+def ask_engine(
+    bundle: Bundle, question_set: QuestionSet, questions: Sequence[AskedQuestion], threads: int | None = None
+) -> Answers:
+    """The greedy answers to `questions` of `question_set`; progress goes to stderr.
+
+    threads: cores of one run; None: all physical ones
+    Raises what TroL and its `start` raise, among it LimitError where the engine has no room for a question.
+    """
+    model = TroL(bundle, threads)
+    session = model.new_session(keep_prefix=True)
+    begin = time.perf_counter()
+    answers = {}
+    for question in questions:
+        picture = question_set.pictures[question.picture]
+        answer = model.start(question.question.text, [picture], session=session, max_new_tokens=MOST_NEW_TOKENS)
+        for _ in answer:  # to its end
+            pass
+        answers[question.id] = Answer(answer.text, tuple(answer.token_ids))
+        if len(answers) % _PROGRESS_EVERY == 0 or len(answers) == len(questions):
+            seconds = time.perf_counter() - begin
+            print(f"{bundle.path.name}: {len(answers)} of {len(questions)} answered, {seconds:.1f} s", file=sys.stderr)
+    return Answers(_identity(bundle), answers)
+
+
+def _identity(bundle: Bundle) -> EngineIdentity:
+    manifest = bundle.manifest
+    return EngineIdentity(
+        _file_sha256(bundle.path), manifest.precision, "cpu", manifest.sha256.entries[TOKENIZER_ENTRY]
+    )
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

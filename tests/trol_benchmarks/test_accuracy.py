@@ -1,0 +1,84 @@
+"""Asking an engine: answers as it gives them alone, each picture read once, and what cannot be asked is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from conftest import EngineOf
+from small_question_set import small_question_set
+from trol_benchmarks.accuracy import MOST_NEW_TOKENS, ask_engine, open_engine
+from trol_runtime import TroL
+from trol_runtime.cpu_backend import CpuBackend
+from trol_runtime.errors import EngineFileError, UsageError
+
+SET = small_question_set()
+
+
+@pytest.mark.parametrize("arch", ["internlm2", "phi3"])
+def test_an_answer_is_the_greedy_one_that_the_engine_gives_alone(micro_engine: EngineOf, arch: str) -> None:
+    path = micro_engine(arch)  # type: ignore[arg-type]
+    answers = ask_engine(open_engine(str(path)), SET, SET.questions)
+    model = TroL.load(path)
+    assert list(answers.of) == [question.id for question in SET.questions]
+    for question in SET.questions:
+        alone = model.start(question.question.text, [SET.pictures[question.picture]], max_new_tokens=MOST_NEW_TOKENS)
+        text = "".join(alone)
+        assert answers.of[question.id].text == text
+        assert answers.of[question.id].token_ids == tuple(alone.token_ids)
+
+
+def test_each_picture_is_read_once(micro_engine: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    encode = CpuBackend.encode
+
+    def counted(self: CpuBackend, pixel_values: object) -> object:
+        encoded.append(pixel_values)
+        return encode(self, pixel_values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CpuBackend, "encode", counted)
+    ask_engine(open_engine(str(micro_engine("internlm2"))), SET, SET.questions)
+    assert len(encoded) == len(SET.pictures)
+
+
+def test_the_engine_that_answered_is_named_by_its_file_and_its_tokenizer(micro_engine: EngineOf) -> None:
+    path = micro_engine("internlm2", "fp16")
+    bundle = open_engine(str(path))
+    engine = ask_engine(bundle, SET, SET.questions[:1]).engine
+    assert engine.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (engine.precision, engine.target) == ("fp16", "cpu")
+    assert engine.tokenizer_sha256 == hashlib.sha256(bundle.read("tokenizer.json")).hexdigest()
+
+
+def test_progress_is_told_on_stderr(micro_engine: EngineOf, capsys: pytest.CaptureFixture[str]) -> None:
+    path = micro_engine("internlm2")
+    ask_engine(open_engine(str(path)), SET, SET.questions)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"{path.name}: 6 of 6 answered, ")
+
+
+def test_an_engine_without_a_tokenizer_is_refused(tiny_engine: EngineOf) -> None:
+    path = tiny_engine("internlm2")
+    with pytest.raises(UsageError) as error:
+        open_engine(str(path))
+    assert str(error.value) == f"{path}: has no tokenizer, so it cannot be asked; export it without --no-tokenizer"
+
+
+def test_a_file_that_is_no_engine_is_refused(tmp_path: object) -> None:
+    with pytest.raises(EngineFileError, match=r"no\.plan"):
+        open_engine(f"{tmp_path}/no.plan")
+
+
+def test_a_device_without_matplotlib_can_measure() -> None:
+    program = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from trol_benchmarks import accuracy, accuracy_record, accuracy_report\n"
+        "from trol_benchmarks.world.test_set import read_question_set\n"
+        "print(len(read_question_set().questions))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "1000\n"
