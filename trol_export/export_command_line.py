@@ -18,6 +18,7 @@ PRECISIONS = ("fp32", "fp16")
 TARGETS = ("cpu",)
 EXAMPLES = (
     ("--size 1.8b --precision fp16", "fetch BK-Lee/TroL-1.8B and write engine.plan"),
+    ("--size tiny", "the small TroL that comes with this package, no network needed"),
     ("--checkpoint DIR --precision fp32 -o trol.plan", "from files you have"),
     ("--checkpoint DIR --precision fp16 --onnx-dir onnx", "also leave the graphs as .onnx files"),
     ("--check DIR", "list everything about a checkpoint that would stop an export"),
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None) -> int:
 def _parse(argv: Sequence[str] | None) -> Namespace:
     parser = CommandParser("trol-export", EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--size", metavar="S", help="a released model: 1.8b, 3.8b or 7b")
+    source.add_argument(
+        "--size", metavar="S", help="a released model: 1.8b, 3.8b or 7b, or tiny, which comes with this package"
+    )
     source.add_argument("--checkpoint", metavar="DIR|HF-ID", help="a checkpoint's folder, or a repository of the hub")
     source.add_argument("--check", metavar="DIR|HF-ID", help="report on a checkpoint and write nothing")
     parser.add_argument("--revision", default="main", help="branch, tag or commit on the hub (default: main)")

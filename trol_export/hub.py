@@ -24,6 +24,7 @@ from trol_export.checkpoint import (
     TORCH_INDEX,
     weight_layout,
 )
+from trol_export.tiny.packaged import PACKAGED_SIZE
 from trol_export.token_ids import TOKENIZER_FILES
 from trol_export.weight_files import TensorInfo
 from trol_runtime.errors import CheckpointError, TrolError, UsageError
@@ -51,10 +52,13 @@ class Snapshot(NamedTuple):
     commit: str
 
 
-def repository_of_size(size: str) -> str:
-    """The official repository of `--size`; raises UsageError for any other size."""
+def repository_of_size(size: str) -> str | None:
+    """The official repository of `--size`, None when it comes with this package; UsageError for any other size."""
+    if size.lower() == PACKAGED_SIZE:
+        return None
     if size.lower() not in REPOSITORIES:
-        raise UsageError(f"there is no TroL of size {size!r}; sizes are {', '.join(REPOSITORIES)}")
+        sizes = ", ".join([*REPOSITORIES, PACKAGED_SIZE])
+        raise UsageError(f"there is no TroL of size {size!r}; sizes are {sizes}")
     return REPOSITORIES[size.lower()]
 
 

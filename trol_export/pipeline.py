@@ -21,6 +21,7 @@ from trol_export.hub import fetch, repository_of_size, repository_of_source
 from trol_export.parity import DECODE_STEPS
 from trol_export.parity_check import check_parity
 from trol_export.progress import counted, step
+from trol_export.tiny.packaged import PACKAGED_SIZE, packaged_checkpoint
 from trol_export.token_ids import read_token_ids
 from trol_export.tokenizer_conversion import convert_tokenizer
 from trol_export.weight_conversion import FloatType
@@ -49,7 +50,7 @@ STORED: dict[str, FloatType] = {"fp32": "F32", "fp16": "F16"}
 class ExportRequest:
     """What to make of which checkpoint.
 
-    source: a checkpoint's folder, a repository of the hub, or with `is_size` a released size such as "1.8b"
+    source: a checkpoint's folder, a repository of the hub, or with `is_size` a size such as "1.8b" or "tiny"
     max_seq: pictures, text and answer of a row together; None: 4096, or what the model allows if that is less
     """
 
@@ -113,15 +114,16 @@ def export_engine(request: ExportRequest) -> Manifest:
 def _locate(request: ExportRequest) -> tuple[Path, dict[str, str]]:
     """The checkpoint's folder, fetched if need be, and where it came from, for the manifest."""
     repository = repository_of_size(request.source) if request.is_size else repository_of_source(request.source)
-    if repository is None:
-        if request.revision != DEFAULT_REVISION:
-            raise UsageError(
-                f"--revision {request.revision} is for repositories of the hub, {request.source} is a folder"
-            )
-        folder = Path(request.source)
-        return folder, {"folder": folder.resolve().name}
-    snapshot = fetch(repository, request.revision)
-    return snapshot.directory, {"repository": repository, "revision": request.revision, "commit": snapshot.commit}
+    if repository is not None:
+        snapshot = fetch(repository, request.revision)
+        return snapshot.directory, {"repository": repository, "revision": request.revision, "commit": snapshot.commit}
+    if request.revision != DEFAULT_REVISION:
+        place = "comes with this package" if request.is_size else "is a folder"
+        raise UsageError(f"--revision {request.revision} is for repositories of the hub, {request.source} {place}")
+    if request.is_size:
+        return packaged_checkpoint(), {"package": "trol-export", "size": PACKAGED_SIZE}
+    folder = Path(request.source)
+    return folder, {"folder": folder.resolve().name}
 
 
 def _limits(request: ExportRequest, config: ModelConfig) -> Limits:

@@ -63,7 +63,7 @@ def test_without_the_extras_one_line_has_the_pip_command() -> None:
     ("arguments", "message"),
     [
         ([], "one of the arguments --size --checkpoint --check is required; see: trol-export --help"),
-        (["--size", "9b"], "there is no TroL of size '9b'; sizes are 1.8b, 3.8b, 7b"),
+        (["--size", "9b"], "there is no TroL of size '9b'; sizes are 1.8b, 3.8b, 7b, tiny"),
         (["--size", "7b", "--checkpoint", "MICRO"], "argument --checkpoint: not allowed with argument --size"),
         (["--checkpoint", "MICRO", "--precision", "int3"], "argument --precision: invalid choice: 'int3'"),
         (["--checkpoint", "MICRO", "--target", "tpu"], "argument --target: invalid choice: 'tpu'"),

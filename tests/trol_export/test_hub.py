@@ -186,10 +186,14 @@ def test_sizes_name_the_official_repositories() -> None:
     assert repository_of_size("3.8B") == "BK-Lee/TroL-3.8B"
 
 
+def test_the_size_that_comes_with_this_package_has_no_repository() -> None:
+    assert repository_of_size("tiny") is None
+
+
 def test_another_size_is_a_wrong_call() -> None:
     with pytest.raises(UsageError) as error:
         repository_of_size("13b")
-    assert str(error.value) == "there is no TroL of size '13b'; sizes are 1.8b, 3.8b, 7b"
+    assert str(error.value) == "there is no TroL of size '13b'; sizes are 1.8b, 3.8b, 7b, tiny"
 
 
 def test_an_existing_path_is_no_repository_even_if_it_looks_like_one(
