@@ -1,0 +1,68 @@
+"""The weights before training: random ones of a seed, and a tower that knows which patches are neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trol_export.tiny.initial_weights import _shift, _waves
+from trol_export.tiny.lessons import tokenizer_and_config
+from trol_export.tiny.training import TinyModel
+
+GRID, CHANNELS = 12, 64
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyModel:
+    return TinyModel(tokenizer_and_config()[1], seed=0)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(model: TinyModel) -> None:
+    config = tokenizer_and_config()[1]
+    same, other = TinyModel(config, seed=0).state_dict(), TinyModel(config, seed=1).state_dict()
+    assert all(same[name].equal(tensor) for name, tensor in model.state_dict().items())
+    assert not other["patch_head.weight"].equal(same["patch_head.weight"])
+
+
+def test_every_weight_is_a_finite_number_and_the_gate_is_half_open(model: TinyModel) -> None:
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert not model.trol.trol_gating.weight.any()
+    assert not model.trol.trol_gating.bias.any()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(-1, 0), (1, 0), (0, -1), (0, 1), (2, -3)])
+def test_a_shift_of_waves_is_the_waves_of_the_patch_that_lies_there(columns: int, rows: int) -> None:
+    waves = _waves(GRID, CHANNELS).reshape(GRID, GRID, CHANNELS)
+    shifted = waves[5, 5] @ _shift(columns, rows, CHANNELS).T
+    # fp32: sums of products of numbers up to 1
+    torch.testing.assert_close(shifted, waves[5 + rows, 5 + columns], rtol=0, atol=1e-5)
+
+
+def test_waves_of_patches_in_other_rows_and_columns_do_not_resemble_each_other() -> None:
+    waves = _waves(GRID, CHANNELS).reshape(GRID, GRID, CHANNELS)
+    likeness = (waves @ waves[5, 5]).round(decimals=3)
+    assert likeness[5, 5] == CHANNELS / 2
+    same_line = (torch.arange(GRID) == 5)[:, None] ^ (torch.arange(GRID) == 5)[None]
+    assert (likeness[same_line] == CHANNELS / 4).all()
+    assert (likeness[~same_line].abs().sort().values[:-1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "head", "columns", "rows"), [(0, 0, -1, 0), (0, 1, 1, 0), (1, 0, 0, -1), (1, 1, 0, 1), (5, 1, 0, 1)]
+)
+def test_the_first_two_heads_of_a_layer_look_at_neighbours(
+    model: TinyModel, layer: int, head: int, columns: int, rows: int
+) -> None:
+    tower = model.trol.get_submodule("vit.vision_tower.vision_model")
+    attention = tower.get_submodule(f"encoder.layers.{layer}.self_attn")
+    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 168, 168)).astype(np.float32))
+    with torch.no_grad():
+        x = tower.get_submodule("pre_layrnorm")(tower.get_submodule("embeddings")(pixels)[0])
+        own = slice(head * CHANNELS, (head + 1) * CHANNELS)
+        q, k = (attention.get_submodule(name)(x)[:, own] for name in ("q_proj", "k_proj"))
+        shares = (q @ k.T / CHANNELS**0.5).softmax(-1)
+    here = 1 + 5 * GRID + 5
+    there = here + rows * GRID + columns
+    assert shares[here].argmax() == there
+    assert shares[here, there] > 0.15  # 20 times the share of one among 145 that are all alike

@@ -1,0 +1,161 @@
+"""What a step of the training is given depends on its seed, phase and number alone, and comes from train scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from short_recipe import short_recipe
+from trol_benchmarks.world.sampling import Kind, sample_scene
+from trol_benchmarks.world.scene import Scene
+from trol_benchmarks.world.splits import Split, belongs
+from trol_export.tiny import lessons as lessons_module
+from trol_export.tiny.lessons import Lesson, Lessons
+from trol_export.tiny.packing import IGNORED
+from trol_export.tiny.patch_labels import LABELS
+from trol_export.tiny.recipe import Recipe
+
+RECIPE = short_recipe(steps=2, batch=2)
+TOWER, LANGUAGE, ALIGNMENT, EVERYTHING = range(4)
+
+
+@pytest.fixture(scope="module")
+def lessons() -> Lessons:
+    return Lessons(RECIPE)
+
+
+def tensors(lesson: Lesson) -> dict[str, Tensor]:
+    """Everything that a lesson holds, by name."""
+    found = {"pixel_values": lesson.pixel_values, "labels": lesson.labels}
+    if lesson.batch is not None:
+        found |= {field.name: getattr(lesson.batch, field.name) for field in fields(lesson.batch)}
+    return {name: torch.as_tensor(value) for name, value in found.items() if value is not None}
+
+
+def are_equal(one: Lesson, other: Lesson) -> bool:
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def all_steps(recipe: Recipe = RECIPE) -> Iterator[tuple[int, int]]:
+    for number, phase in enumerate(recipe.phases):
+        for step in range(phase.steps):
+            yield number, step
+
+
+# What they hold
+
+
+def test_the_tower_learns_from_pictures_and_the_labels_of_their_patches_alone(lessons: Lessons) -> None:
+    found = tensors(lessons.prepare(TOWER, 0))
+    assert found.keys() == {"pixel_values", "labels"}
+    assert found["pixel_values"].shape == (2, 3, 168, 168)
+    assert found["pixel_values"].dtype == torch.float32
+    assert found["labels"].shape == (2 * 144, len(LABELS))
+    assert found["labels"].dtype == torch.bool
+    assert found["labels"].any()
+
+
+def test_the_language_model_learns_from_all_words_of_questions_without_pictures(lessons: Lessons) -> None:
+    lesson = lessons.prepare(LANGUAGE, 0)
+    assert lesson.pixel_values is None
+    assert lesson.labels is None
+    assert lesson.batch is not None
+    assert lessons.config.image_token_id not in lesson.batch.ids
+    assert ((lesson.batch.targets != IGNORED) & (lesson.batch.questions == -1)).any()
+
+
+@pytest.mark.parametrize(("phase", "labelled"), [(ALIGNMENT, False), (EVERYTHING, True)])
+def test_the_papers_steps_learn_from_answers_about_pictures_and_while_the_tower_is_trained_from_labels(
+    lessons: Lessons, phase: int, labelled: bool
+) -> None:
+    lesson = lessons.prepare(phase, 0)
+    assert lesson.pixel_values is not None
+    assert lesson.batch is not None
+    assert len(lesson.pixel_values) == len(lesson.batch.ids) == 2
+    assert ((lesson.batch.targets != IGNORED) == (lesson.batch.questions >= 0)).all()
+    assert (lesson.batch.ids == lessons.config.image_token_id).sum(1).tolist() == [144, 144]
+    assert (lesson.labels is not None) == labelled
+
+
+def test_every_lesson_of_a_phase_has_the_same_shapes(lessons: Lessons) -> None:
+    for phase in range(4):
+        one, other = (tensors(lessons.prepare(phase, step)) for step in (0, 1))
+        assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in other.items()}
+
+
+def test_row_by_row_pictures_and_labels_of_a_lesson_are_of_the_same_scene(
+    lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = recorded_scenes(monkeypatch)
+    lesson = lessons.prepare(EVERYTHING, 0)
+    assert lesson.pixel_values is not None
+    assert lesson.labels is not None
+    assert lesson.batch is not None
+    for row, scene in enumerate(scenes):
+        alone = lessons.lesson([lessons_module.Asked(scene, [])])
+        assert alone.pixel_values is not None
+        assert lesson.pixel_values[row].equal(alone.pixel_values[0])
+        labels = lessons_module.patch_labels(scene, lessons.config.vision.grid)
+        np.testing.assert_array_equal(lesson.labels.reshape(2, 144, -1)[row].numpy(), labels)
+
+
+def recorded_scenes(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
+    """The scenes that lessons draw from now on."""
+    scenes: list[Scene] = []
+
+    def recorded(rng: np.random.Generator, split: Split, kind: Kind | None = None) -> Scene:
+        scenes.append(sample_scene(rng, split, kind))
+        return scenes[-1]
+
+    monkeypatch.setattr(lessons_module, "sample_scene", recorded)
+    return scenes
+
+
+def test_all_scenes_belong_to_the_train_split(lessons: Lessons, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = recorded_scenes(monkeypatch)
+    for number, step in all_steps():
+        lessons.prepare(number, step)
+    assert len(scenes) == sum(phase.steps * phase.batch for phase in RECIPE.phases)
+    assert all(belongs(scene, "train") for scene in scenes)
+
+
+def test_scenes_to_validate_with_belong_to_the_split_asked_for(lessons: Lessons) -> None:
+    asked = lessons.asked(np.random.default_rng(0), "validation", ("objects", "text", "chart"), 12)
+    assert all(belongs(scene, "validation") for scene, _ in asked)
+    assert all(0 < len(questions) <= RECIPE.questions for _, questions in asked)
+
+
+# What they depend on
+
+
+def test_the_lesson_of_a_step_is_the_same_whatever_came_before(lessons: Lessons) -> None:
+    in_order = {step: lessons.prepare(*step) for step in all_steps()}
+    fresh = Lessons(RECIPE)
+    for step in reversed(list(all_steps())):
+        assert are_equal(in_order[step], fresh.prepare(*step))
+
+
+def test_phase_step_and_seed_each_change_the_scenes(lessons: Lessons) -> None:
+    found = [
+        lessons.prepare(ALIGNMENT, 0),
+        lessons.prepare(ALIGNMENT, 1),
+        lessons.prepare(EVERYTHING, 0),
+        Lessons(replace(RECIPE, seed=1)).prepare(ALIGNMENT, 0),
+    ]
+    for one, other in combinations([lesson.pixel_values for lesson in found], 2):
+        assert one is not None
+        assert other is not None
+        assert not one.equal(other)
+
+
+def test_what_is_trained_without_traversal_sees_the_same_lessons(lessons: Lessons) -> None:
+    without = Lessons(replace(RECIPE, traversal=False))
+    for step in all_steps():
+        assert are_equal(lessons.prepare(*step), without.prepare(*step))

@@ -1,0 +1,112 @@
+"""What a training step is given: pictures as the engine sees them, with questions or labels that belong to them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trol_benchmarks.world.chance import one_of
+from trol_benchmarks.world.picture import draw
+from trol_benchmarks.world.questions import Question, ask, vocabulary_texts
+from trol_benchmarks.world.sampling import Kind, sample_scene
+from trol_benchmarks.world.scene import Scene
+from trol_benchmarks.world.splits import Split
+from trol_export.tiny.crowded import crowded_scene
+from trol_export.tiny.packing import Batch, Packer
+from trol_export.tiny.patch_labels import patch_labels
+from trol_export.tiny.recipe import Phase, Recipe, model_config
+from trol_export.tiny.tokenizer import build_tokenizer
+from trol_export.tokenizer_conversion import convert_tokenizer
+from trol_runtime.model_config import ModelConfig
+from trol_runtime.preprocess import preprocess
+from trol_runtime.prompt import official_template
+from trol_runtime.tokenizer import TextTokenizer
+
+
+class Asked(NamedTuple):
+    """A scene and the questions asked about it."""
+
+    scene: Scene
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch.
+
+    pixel_values: float32 (b, 3, h, w); None in the language phase
+    batch:        packed questions and answers; None in the tower phase
+    labels:       bool (b * patches, labels), where the tower is trained
+    """
+
+    pixel_values: Tensor | None
+    batch: Batch | None
+    labels: Tensor | None = None
+
+
+class Lessons:
+    """The lessons of a recipe: those of a step depend on its seed, phase and number alone."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.tokenizer_json, self.config = tokenizer_and_config()
+        tokenizer = _text_tokenizer(self.tokenizer_json, self.config)
+        image_tokens, image_id = self.config.vision.tokens_per_crop, self.config.image_token_id
+        self.packer = Packer(tokenizer, image_tokens, image_id)
+        self.text_packer = Packer(tokenizer, 0, image_id)
+
+    def prepare(self, phase_number: int, step: int) -> Lesson:
+        phase = self.recipe.phases[phase_number]
+        rng = np.random.default_rng([self.recipe.seed, phase_number, step])
+        if phase.name == "tower":
+            scenes = [_scene_to_see(rng, phase) for _ in range(phase.batch)]
+            return Lesson(self._pixel_values(scenes), None, self._labels(scenes))
+        asked = self.asked(rng, "train", phase.kinds, phase.batch)
+        if phase.name == "language":
+            rows = [one.questions for one in asked]
+            return Lesson(None, self.text_packer.pack(rows, self.recipe.room, whole_text=True))
+        labels = self._labels([one.scene for one in asked]) if phase.name == "everything" else None
+        return replace(self.lesson(asked), labels=labels)
+
+    def lesson(self, asked: Sequence[Asked]) -> Lesson:
+        """A lesson of questions about pictures."""
+        batch = self.packer.pack([one.questions for one in asked], self.recipe.room)
+        return Lesson(self._pixel_values([one.scene for one in asked]), batch)
+
+    def asked(self, rng: np.random.Generator, split: Split, kinds: Sequence[Kind], count: int) -> list[Asked]:
+        """`count` new scenes with questions."""
+        scenes = [sample_scene(rng, split, one_of(rng, kinds)) for _ in range(count)]
+        return [Asked(scene, ask(rng, scene, self.recipe.questions)) for scene in scenes]
+
+    def _labels(self, scenes: Sequence[Scene]) -> Tensor:
+        return torch.from_numpy(np.concatenate([patch_labels(scene, self.config.vision.grid) for scene in scenes]))
+
+    def _pixel_values(self, scenes: Sequence[Scene]) -> Tensor:
+        return torch.from_numpy(preprocess([draw(scene) for scene in scenes], self.config.vision))
+
+
+def _scene_to_see(rng: np.random.Generator, phase: Phase) -> Scene:
+    if rng.random() < phase.crowded:
+        return crowded_scene(rng)
+    return sample_scene(rng, "train", one_of(rng, phase.kinds))
+
+
+def tokenizer_and_config() -> tuple[dict[str, Any], ModelConfig]:
+    """tokenizer.json for the words of the drawn world, and the model over its vocabulary."""
+    tokenizer = build_tokenizer(vocabulary_texts())
+    return tokenizer, model_config(len(tokenizer["model"]["vocab"]))
+
+
+def _text_tokenizer(tokenizer_json: dict[str, Any], config: ModelConfig) -> TextTokenizer:
+    """The tokenizer as an export would convert it."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "tokenizer.json").write_text(json.dumps(tokenizer_json), encoding="utf-8")
+        return TextTokenizer(convert_tokenizer(Path(folder), config), official_template(config.arch))

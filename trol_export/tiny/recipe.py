@@ -1,0 +1,143 @@
+"""TroL-tiny's sizes and how it is trained: everything that a run depends on beside the code and the drawn world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trol_benchmarks.world.sampling import Kind
+from trol_export.tiny.packing import Room
+from trol_runtime.model_config import ClipVision, Decoder, ModelConfig, Rope
+
+PhaseName = Literal["tower", "language", "alignment", "everything"]
+
+WIDTH = 192
+TOWER = ClipVision(
+    hidden_size=WIDTH, intermediate_size=768, layers=6, heads=3, patch_size=14, grid=12, layer_norm_eps=1e-5
+)
+
+
+def model_config(vocab_size: int) -> ModelConfig:
+    """TroL-tiny over a vocabulary of this size; <image> is the id behind it."""
+    decoder = Decoder(
+        hidden_size=WIDTH,
+        intermediate_size=512,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        vocab_size=vocab_size,
+        embedding_rows=vocab_size + 1,
+        rms_norm_eps=1e-5,
+        rope=Rope(10000.0),
+        max_positions=2048,
+        lora_rank=16,
+    )
+    return ModelConfig(
+        arch="internlm2",
+        vision=TOWER,
+        decoder=decoder,
+        image_token_id=vocab_size,
+        eos_token_ids=(2,),
+        bos_token_id=1,
+        pad_token_id=2,
+    )
+
+
+def config_json(config: ModelConfig) -> dict[str, Any]:
+    """config.json of such a model, in the layout of the released ones."""
+    decoder, tower = config.decoder, config.vision
+    return {
+        "architectures": ["TroLForCausalLM"],
+        "model_type": "internlm",
+        "attn_implementation": "eager",
+        "bias": False,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_ids[0],
+        "pad_token_id": config.pad_token_id,
+        "hidden_act": "silu",
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.kv_heads,
+        "max_position_embeddings": decoder.max_positions,
+        "rms_norm_eps": decoder.rms_norm_eps,
+        "rope_scaling": None,
+        "rope_theta": decoder.rope.theta,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "use_cache": True,
+        "vocab_size": decoder.vocab_size,
+        "image_token_index": config.image_token_id,
+        "vision_tower_config": {
+            "hidden_size": tower.hidden_size,
+            "intermediate_size": tower.intermediate_size,
+            "num_hidden_layers": tower.layers,
+            "num_attention_heads": tower.heads,
+            "num_channels": 3,
+            "patch_size": tower.patch_size,
+            "image_size": tower.image_size,
+            "grid": tower.grid,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": tower.layer_norm_eps,
+        },
+    }
+
+
+ROOM = Room(prompts=192, answers=48)  # of about eight questions
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training with a learning rate of its own: linear warm-up, then a cosine down to `floor` of it.
+
+    batch:   pictures a step
+    kinds:   of scenes, each as often as it stands here
+    crowded: share of the pictures that are filled with things and letters instead, in the tower phase
+    """
+
+    name: PhaseName
+    steps: int
+    batch: int
+    learning_rate: float
+    warm_up: int
+    floor: float = 0.02
+    kinds: tuple[Kind, ...] = ("objects",) * 9 + ("text",) * 8 + ("chart",) * 3
+    crowded: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    seed:      of the first weights and of every scene
+    patch_share: weight of the patches' labels in the loss, beside answers
+    questions: drawn for a picture, of which there is room for most
+    traversal: False trains the same network with one pass over the prompt, as any decoder
+    """
+
+    phases: tuple[Phase, ...]
+    seed: int = 0
+    patch_share: float = 0.5
+    questions: int = 12
+    room: Room = ROOM
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    gradient_norm: float = 1.0
+    traversal: bool = True
+
+
+# The released models begin with a tower and a language model that others trained; here both begin with nothing. So two
+# phases come first that stand in for those: the tower learns what the patches of a picture show, the language model
+# how questions and answers are worded. Then come the paper's two steps (section 3.3): first projector and gate, then
+# all.
+RELEASED = Recipe(
+    phases=(
+        Phase(
+            "tower", 6000, batch=16, learning_rate=6e-4, warm_up=100, crowded=0.5, kinds=("text", "objects", "chart")
+        ),
+        Phase("language", 100, batch=16, learning_rate=1e-3, warm_up=20),
+        Phase("alignment", 100, batch=16, learning_rate=1e-3, warm_up=20, floor=0.5),
+        Phase("everything", 4000, batch=16, learning_rate=1e-3, warm_up=100),
+    )
+)

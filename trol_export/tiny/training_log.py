@@ -1,0 +1,76 @@
+"""What a training run went through: loss, learning rate and accuracy, kept as JSON and drawn as curves."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trol_export.tiny.training import Metrics, Share
+from trol_runtime.atomic_file import AtomicFile
+
+CURVES_JSON, CURVES_PNG = "curves.json", "curves.png"
+_SMOOTHED = 50  # steps whose mean a point of the loss curve is
+
+
+class TrainingLog:
+    """Every step's metrics, and accuracies by family whenever they were measured."""
+
+    def __init__(self, steps: Sequence[dict[str, Any]] = (), validation: Sequence[dict[str, Any]] = ()) -> None:
+        self.steps = list(steps)
+        self.validation = list(validation)
+
+    def add_step(self, metrics: Metrics) -> None:
+        self.steps.append(metrics._asdict())
+
+    def add_validation(self, families: dict[str, Share]) -> None:
+        """Accuracies after the last step added."""
+        measured = {family: share.correct / share.n for family, share in families.items()}
+        n = {family: share.n for family, share in families.items()}
+        self.validation.append({"steps": len(self.steps), "accuracy": measured, "n": n})
+
+    def to_json(self) -> dict[str, Any]:
+        return {"steps": self.steps, "validation": self.validation}
+
+    def write(self, folder: Path) -> None:
+        """curves.json and curves.png in `folder`; both replace what is there."""
+        _write(folder / CURVES_JSON, json.dumps(self.to_json()).encode())
+        _write(folder / CURVES_PNG, self._drawn())
+
+    def _drawn(self) -> bytes:
+        """A PNG: loss and accuracy over the steps of all phases."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 7), layout="constrained")
+        loss, accuracy = figure.subplots(2, 1, sharex=True)
+        begin = 0
+        for phase in dict.fromkeys(step["phase"] for step in self.steps):
+            losses = [step["loss"] for step in self.steps if step["phase"] == phase]
+            width = min(_SMOOTHED, len(losses))
+            smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
+            loss.plot(np.arange(len(smooth)) + begin + width, smooth, label=phase)
+            begin += len(losses)
+        loss.set(ylabel=f"loss (mean of {_SMOOTHED} steps)", yscale="log")
+        if self.steps:
+            loss.legend()
+        for family in sorted({family for point in self.validation for family in point["accuracy"]}):
+            points = [(p["steps"], p["accuracy"][family]) for p in self.validation if family in p["accuracy"]]
+            accuracy.plot(*zip(*points, strict=True), label=family, marker=".")
+        accuracy.set(xlabel="step", ylabel="exact answers, validation", ylim=(0, 1))
+        if self.validation:
+            accuracy.legend(ncols=3, fontsize="small")
+        for axes in (loss, accuracy):
+            axes.grid(alpha=0.3)
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=100)
+        return data.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with AtomicFile(path, overwrite=True, needed_bytes=len(data), option="--folder") as file:
+        file.write(data)
+        file.commit()

@@ -1,0 +1,183 @@
+"""What the second pass is worth in TroL-tiny: python -m trol_export.tiny.traversal_report CHECKPOINT CONTROL FOLDER.
+
+Three engines answer the questions of the fixed test set: the released checkpoint; the same with its gate held at 0, so
+that the second pass is computed and thrown away; and a network trained for as many steps with one pass over the prompt.
+Then the mean gate of each layer is taken, over image and over text tokens. Whatever comes out is written down.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trol_benchmarks.report import table
+from trol_benchmarks.world.test_set import QuestionSet, read_question_set
+from trol_runtime.atomic_file import AtomicFile
+from trol_runtime.command import run_script
+from trol_runtime.command_parser import CommandParser
+from trol_runtime.errors import UsageError
+
+REPORT_JSON, GATES_PNG = "traversal.json", "gates.png"
+ENGINES = ("released", "second pass off", "trained without")
+EXAMPLES = (
+    ("CHECKPOINT CONTROL docs/tiny", f"write {REPORT_JSON} and {GATES_PNG} there; CONTROL was trained --no-traversal"),
+)
+_GATED_QUESTIONS = 100  # spread over the test set
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Export, ask, compare; returns the exit code."""
+    arguments = _parse(argv)
+    from trol_export.checkpoint import Checkpoint
+
+    for directory in (arguments.checkpoint, arguments.control):
+        Checkpoint.open(directory)  # refused now rather than after the export of another
+    question_set = read_question_set()
+    with tempfile.TemporaryDirectory() as folder:
+        engines = _exported(arguments.checkpoint, arguments.control, Path(folder))
+        report = _accuracies(engines, question_set)
+        gates = mean_gates(arguments.checkpoint, engines["released"], question_set)
+    report["mean_gate"] = {kind: [round(float(gate), 4) for gate in layers] for kind, layers in gates.items()}
+    _write(arguments.folder / REPORT_JSON, (json.dumps(report, indent=1) + "\n").encode())
+    _write(arguments.folder / GATES_PNG, _drawn(gates))
+    print(as_text(report))
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> Namespace:
+    parser = CommandParser("python -m trol_export.tiny.traversal_report", EXAMPLES)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="trained with traversal")
+    parser.add_argument("control", type=Path, metavar="CONTROL", help="trained without")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the report goes")
+    arguments = parser.parse_args(argv)
+    if not arguments.folder.is_dir():
+        raise UsageError(f"{arguments.folder} is no folder, expected one for the report: create it first")
+    return arguments
+
+
+def _exported(checkpoint: Path, control: Path, folder: Path) -> dict[str, Path]:
+    """Three fp16 engines by name."""
+    from trol_export.pipeline import ExportRequest, export_engine
+
+    closed = folder / "closed"
+    write_closed_gate(checkpoint, closed)
+    engines = {}
+    for number, (name, source) in enumerate(zip(ENGINES, (checkpoint, closed, control), strict=True)):
+        engines[name] = folder / f"{number}.plan"
+        print(f"{name}: {source}", file=sys.stderr)
+        export_engine(ExportRequest(str(source), engines[name], "fp16"))
+    return engines
+
+
+def write_closed_gate(checkpoint: Path, directory: Path) -> None:
+    """A copy of a checkpoint whose gate is 0 at every token: the second pass has no share in the answers."""
+    from trol_export.checkpoint import Checkpoint, read_json_object
+    from trol_export.tiny.checkpoint_writer import write_checkpoint
+    from trol_export.tiny.training import closed_gate
+
+    source = Checkpoint.open(checkpoint)
+    weights = {name: source.torch(name) for name in source.tensors}
+    tokenizer = read_json_object(checkpoint / "tokenizer.json")
+    write_checkpoint(directory, source.config, tokenizer, weights | closed_gate(weights))
+
+
+def _accuracies(engines: dict[str, Path], question_set: QuestionSet) -> dict[str, Any]:
+    """The accuracy report of every engine, those of the others beside the released one's answers."""
+    from trol_benchmarks.accuracy import ask_engine, open_engine
+    from trol_benchmarks.accuracy_report import accuracy_report
+
+    questions = question_set.questions
+    answers = {name: ask_engine(open_engine(str(path)), question_set, questions) for name, path in engines.items()}
+    return {
+        name: accuracy_report(question_set, questions, own, None if name == "released" else answers["released"])
+        for name, own in answers.items()
+    }
+
+
+def mean_gates(checkpoint: Path, engine: Path, question_set: QuestionSet) -> dict[str, NDArray[np.float64]]:
+    """The gate's mean in each layer, (layers,), over the "image" and over the "text" tokens of some prompts of the set.
+
+    Computed by the eager model in fp32; of the engine only tokenizer and sizes are used.
+    """
+    from trol_export.checkpoint import Checkpoint
+    from trol_graphs.eager import EagerSession, eager_model
+    from trol_graphs.named_values import recorded
+    from trol_graphs.ops import gate_value
+    from trol_runtime.bundle import Bundle
+    from trol_runtime.engine import TOKENIZER_ENTRY
+    from trol_runtime.picture import load_picture
+    from trol_runtime.preprocess import preprocess
+    from trol_runtime.tokenizer import TextTokenizer
+
+    bundle = Bundle.open(engine)
+    config, template = bundle.manifest.model, bundle.manifest.prompt
+    assert template is not None
+    tokenizer = TextTokenizer(bundle.read(TOKENIZER_ENTRY), template)
+    session = EagerSession(eager_model(config, Checkpoint.open(checkpoint).torch))
+    gate = session.model.trol_gating
+    layers = range(config.decoder.layers)
+    gates: dict[str, list[NDArray[np.float64]]] = {"image": [], "text": []}
+    questions = question_set.questions
+    for question in questions[:: max(len(questions) // _GATED_QUESTIONS, 1)]:
+        picture: Image.Image = load_picture(question_set.pictures[question.picture])
+        ids = tokenizer.encode_prompt(question.question.text, [1], config.vision.tokens_per_crop)
+        with recorded() as values:
+            session.prefill(ids, session.encode(preprocess([picture], config.vision)))
+        first = [values[f"layers.{layer}.first_pass"] for layer in layers]
+        of_tokens = np.stack([gate_value(x, gate.weight, gate.bias)[:, 0].detach().numpy() for x in first])
+        is_image = ids[0] == config.image_token_id
+        gates["image"].append(of_tokens[:, is_image])
+        gates["text"].append(of_tokens[:, ~is_image])
+    return {kind: np.concatenate(found, axis=1).mean(axis=1, dtype=np.float64) for kind, found in gates.items()}
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    families = report["released"]["families"]
+    rows = [
+        [family, *(f"{report[name]['families'][family]['accuracy']:.3f}" for name in ENGINES)] for family in families
+    ]
+    rows.append(["all", *(f"{report[name]['overall']['accuracy']:.3f}" for name in ENGINES)])
+    gates = [
+        [f"layer {layer}", f"{image:.3f}", f"{text:.3f}"]
+        for layer, (image, text) in enumerate(zip(*report["mean_gate"].values(), strict=True))
+    ]
+    return "\n".join([table([["family", *ENGINES], *rows]), "", table([["mean gate", "image", "text"], *gates])])
+
+
+def _drawn(gates: dict[str, NDArray[np.float64]]) -> bytes:
+    """A PNG of the mean gate by layer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for offset, (kind, means) in zip((-0.2, 0.2), gates.items(), strict=True):
+        axes.bar(np.arange(len(means)) + offset, means, 0.4, label=f"{kind} tokens")
+    axes.set(
+        xlabel="layer", ylabel="mean gate: share of the second pass", ylim=(0, 1), xticks=range(len(gates["image"]))
+    )
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return data.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with AtomicFile(path, overwrite=True, needed_bytes=len(data), option="FOLDER") as file:
+        file.write(data)
+        file.commit()
+
+
+if __name__ == "__main__":
+    run_script("trol_export.tiny.traversal_report", main)
