@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("commands.md")
-COMMANDS = ("trol-export", "trol-run", "trol-inspect")
+COMMANDS = ("trol-export", "trol-run", "trol-inspect", "trol-bench accuracy")
 
 
 def page() -> str:
@@ -25,8 +25,9 @@ def page() -> str:
 def help_text(command: str) -> str:
     """What `command --help` prints at 120 columns; Python 3.13's way of showing two names of an option, everywhere."""
     environment = {**os.environ, "COLUMNS": "120"}
-    program = Path(sys.executable).with_name(command)
-    shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, check=True).stdout
+    program, *subcommand = command.split()
+    command_line = [str(Path(sys.executable).with_name(program)), *subcommand, "--help"]
+    shown = subprocess.run(command_line, env=environment, capture_output=True, text=True, check=True).stdout
     return shown.replace("-o FILE, --output FILE", "-o, --output FILE").replace("optional arguments:", "options:")
 
 

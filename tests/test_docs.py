@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from golden import seeded_checkpoint
+from trol_benchmarks import bench_command_line
 from trol_export import export_command_line
 from trol_runtime import command, inspect_command_line, run_command_line
 
@@ -31,6 +32,7 @@ PARSERS = {
     "trol-export": export_command_line._parse,
     "trol-run": run_command_line._parse,
     "trol-inspect": inspect_command_line._parse,
+    "trol-bench": bench_command_line._parse,
 }
 
 
