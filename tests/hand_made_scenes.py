@@ -21,7 +21,7 @@ def printed(text: str, colour: str = "black", beside: Sequence[str] = ()) -> Sce
 
 
 def print_at(text: str, colour: str, x: float) -> Print:
-    return Print(text, colour, COLOURS[colour], "sans", x, 0.5, height=0.1)
+    return Print(text, colour, COLOURS[colour], "dejavu-sans", x, 0.5, height=0.1)
 
 
 def chart(**heights: float) -> Scene:
