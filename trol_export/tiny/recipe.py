@@ -134,10 +134,10 @@ class Recipe:
 RELEASED = Recipe(
     phases=(
         Phase(
-            "tower", 6000, batch=16, learning_rate=6e-4, warm_up=100, crowded=0.5, kinds=("text", "objects", "chart")
+            "tower", 5000, batch=16, learning_rate=6e-4, warm_up=100, crowded=0.5, kinds=("text", "objects", "chart")
         ),
         Phase("language", 100, batch=16, learning_rate=1e-3, warm_up=20),
         Phase("alignment", 100, batch=16, learning_rate=1e-3, warm_up=20, floor=0.5),
-        Phase("everything", 4000, batch=16, learning_rate=1e-3, warm_up=100),
+        Phase("everything", 5400, batch=16, learning_rate=1e-3, warm_up=100),
     )
 )
