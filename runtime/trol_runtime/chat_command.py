@@ -206,8 +206,18 @@ def _line_reader() -> Callable[[], str]:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  lets `input` edit lines and recall them
 
-            return lambda: input(PROMPT)
+            return _typed_line
     return lambda: _read_line(stdin)
+
+
+def _typed_line() -> str:
+    try:
+        return input(PROMPT)
+    except SystemError as error:
+        # Pressed again before readline had passed on the first time, which the interpreter takes for a bug of ours.
+        if isinstance(error.__cause__, CtrlC):
+            raise error.__cause__ from None
+        raise
 
 
 def _read_line(stdin: TextIO) -> str:

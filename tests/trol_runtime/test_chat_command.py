@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -24,7 +24,7 @@ from trol_runtime import TroL
 from trol_runtime import chat_command as module
 from trol_runtime.answer_report import summary
 from trol_runtime.chat import Chat
-from trol_runtime.chat_command import HELP, ChatCommand, CtrlC
+from trol_runtime.chat_command import HELP, ChatCommand, CtrlC, _typed_line
 from trol_runtime.cpu_backend import CpuBackend
 from trol_runtime.generation_config import GenerationConfig
 
@@ -492,6 +492,24 @@ def test_ctrl_c_many_times_within_milliseconds_stops_one_answer(engine: Path) ->
         terminal.wait_for("1. hello\r\n   .{6}.*\r\n> ")
         terminal.type(CTRL_D)
         assert terminal.process.wait(timeout=60) == 0
+
+
+def test_what_the_interpreter_makes_of_a_burst_of_ctrl_c_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(_: str) -> NoReturn:
+        raise SystemError("a handler returned a result with an exception set") from CtrlC()
+
+    monkeypatch.setattr("builtins.input", burst)
+    with pytest.raises(CtrlC):
+        _typed_line()
+
+
+def test_any_other_error_of_the_interpreter_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> NoReturn:
+        raise SystemError("something else")
+
+    monkeypatch.setattr("builtins.input", fail)
+    with pytest.raises(SystemError, match="something else"):
+        _typed_line()
 
 
 def test_a_kill_ends_a_chat_in_the_middle_of_an_answer(engine: Path) -> None:
