@@ -142,6 +142,13 @@ class AtomicFile:
         return TrolError(f"{self.path}: cannot be written ({error.strerror}); choose another place with {self._option}")
 
 
+def write_whole(path: Path, data: bytes | memoryview, *, overwrite: bool = False, option: str = "-o") -> None:
+    """Write a file that is in memory; arguments and errors as of AtomicFile."""
+    with AtomicFile(path, overwrite=overwrite, needed_bytes=len(data), option=option) as file:
+        file.write(data)
+        file.commit()
+
+
 def _sync_directory(directory: Path) -> None:
     """Make a rename in `directory` durable, where the system lets directories be opened (not Windows)."""
     if not hasattr(os, "O_DIRECTORY"):

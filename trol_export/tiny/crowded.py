@@ -18,6 +18,7 @@ from trol_benchmarks.world.placing import (
     THING_TURN,
     Box,
     are_apart,
+    centre,
     print_box,
     thing_box,
 )
@@ -45,7 +46,7 @@ def crowded_scene(rng: np.random.Generator) -> Scene:
         rgb = draw_shade(rng, colour, lambda shade: thing_stands_out(shade, background))
         size, angle = between(rng, SMALLEST_THING, LARGEST_THING), between(rng, -THING_TURN, THING_TURN)
         for _ in range(_TRIES):
-            thing = Thing(shape, colour, rgb, _centre(rng, size), _centre(rng, size), size, angle)
+            thing = Thing(shape, colour, rgb, centre(rng, size), centre(rng, size), size, angle)
             if all(are_apart(thing_box(thing), box) for box in taken):
                 taken.append(thing_box(thing))
                 things.append(thing)
@@ -58,7 +59,7 @@ def crowded_scene(rng: np.random.Generator) -> Scene:
         if width > 1 - 2 * MARGIN:
             continue
         for _ in range(_TRIES):
-            printed = Print(text, colour, rgb, font, _centre(rng, width), _centre(rng, height), height, angle)
+            printed = Print(text, colour, rgb, font, centre(rng, width), centre(rng, height), height, angle)
             box = print_box(printed)
             if min(box) >= MARGIN and max(box) <= 1 - MARGIN and all(are_apart(box, other) for other in taken):
                 taken.append(box)
@@ -73,7 +74,3 @@ def _text(rng: np.random.Generator) -> str:
         text = "".join(one_of(rng, letters) for _ in range(whole_between(rng, 1, 5)))
         if not is_unseen_text(text):
             return text
-
-
-def _centre(rng: np.random.Generator, length: float) -> float:
-    return between(rng, MARGIN + length / 2, 1 - MARGIN - length / 2)

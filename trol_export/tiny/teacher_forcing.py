@@ -59,7 +59,7 @@ def predictions(
 
 def _mixed(model: TroLModel, first: Tensor, layer: torch.nn.Module, prompt: LayerContext) -> Tensor:
     second = layer(first, prompt)
-    return mixer(first, second.to(first.dtype), model.trol_gating.weight, model.trol_gating.bias)
+    return mixer(first, second, model.trol_gating.weight, model.trol_gating.bias)
 
 
 def answer_loss(logits: Tensor, asked: Tensor, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trol_runtime.atomic_file import AtomicFile
+from trol_runtime.atomic_file import write_whole
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import TrolError, UsageError
@@ -218,9 +218,7 @@ def _save(training: Training, log: TrainingLog, folder: Path) -> None:
 
     data = io.BytesIO()
     torch.save({"recipe": _plain(training.recipe), "training": training.state(), "log": log.to_json()}, data)
-    with AtomicFile(folder / STATE, overwrite=True, needed_bytes=data.tell(), option="--folder") as file:
-        file.write(data.getbuffer())
-        file.commit()
+    write_whole(folder / STATE, data.getbuffer(), overwrite=True, option="--folder")
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trol_export.tiny.training import Metrics, Share
-from trol_runtime.atomic_file import AtomicFile
+from trol_runtime.atomic_file import write_whole
 
 CURVES_JSON, CURVES_PNG = "curves.json", "curves.png"
 _SMOOTHED = 50  # steps whose mean a point of the loss curve is
@@ -38,8 +38,8 @@ class TrainingLog:
 
     def write(self, folder: Path) -> None:
         """curves.json and curves.png in `folder`; both replace what is there."""
-        _write(folder / CURVES_JSON, json.dumps(self.to_json()).encode())
-        _write(folder / CURVES_PNG, self._drawn())
+        write_whole(folder / CURVES_JSON, json.dumps(self.to_json()).encode(), overwrite=True, option="--folder")
+        write_whole(folder / CURVES_PNG, self._drawn(), overwrite=True, option="--folder")
 
     def _drawn(self) -> bytes:
         """A PNG: loss and accuracy over the steps of all phases."""
@@ -68,9 +68,3 @@ class TrainingLog:
         data = io.BytesIO()
         figure.savefig(data, format="png", dpi=100)
         return data.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with AtomicFile(path, overwrite=True, needed_bytes=len(data), option="--folder") as file:
-        file.write(data)
-        file.commit()

@@ -22,7 +22,7 @@ from PIL import Image
 
 from trol_benchmarks.report import table
 from trol_benchmarks.world.test_set import QuestionSet, read_question_set
-from trol_runtime.atomic_file import AtomicFile
+from trol_runtime.atomic_file import write_whole
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import UsageError
@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None) -> int:
         report = _accuracies(engines, question_set)
         gates = mean_gates(arguments.checkpoint, engines["released"], question_set)
     report["mean_gate"] = {kind: [round(float(gate), 4) for gate in layers] for kind, layers in gates.items()}
-    _write(arguments.folder / REPORT_JSON, (json.dumps(report, indent=1) + "\n").encode())
-    _write(arguments.folder / GATES_PNG, _drawn(gates))
+    written = {REPORT_JSON: (json.dumps(report, indent=1) + "\n").encode(), GATES_PNG: _drawn(gates)}
+    for name, data in written.items():
+        write_whole(arguments.folder / name, data, overwrite=True, option="FOLDER")
     print(as_text(report))
     return 0
 
@@ -171,12 +172,6 @@ def _drawn(gates: dict[str, NDArray[np.float64]]) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
     return data.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with AtomicFile(path, overwrite=True, needed_bytes=len(data), option="FOLDER") as file:
-        file.write(data)
-        file.commit()
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def _place_prints(
         taken = [print_box(printed) for printed in prints]
         rgb = draw_shade(rng, colour, suits)
         for _ in range(_TRIES):
-            x, y = _centre(rng, size * width), _centre(rng, size * height)
+            x, y = centre(rng, size * width), centre(rng, size * height)
             if all(are_apart(_box_around(x, y, size * width, size * height), box) for box in taken):
                 prints.append(Print(text, colour, rgb, font, x, y, size, angle))
                 break
@@ -119,7 +119,7 @@ def _place_things(
         rgb, angle = draw_shade(rng, colour, suits), between(rng, -THING_TURN, THING_TURN)
         size = between(rng, SMALLEST_THING, largest)
         for _ in range(_TRIES):
-            thing = Thing(shape, colour, rgb, _centre(rng, size), _centre(rng, size), size, angle)
+            thing = Thing(shape, colour, rgb, centre(rng, size), centre(rng, size), size, angle)
             box = thing_box(thing)
             if all(are_apart(box, other) for other in taken) and all(
                 overlap(thing, other) <= MOST_OVERLAP for other in things
@@ -142,6 +142,6 @@ def _box_around(x: float, y: float, width: float, height: float) -> Box:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def _centre(rng: np.random.Generator, length: float) -> float:
+def centre(rng: np.random.Generator, length: float) -> float:
     """Where the middle of something that long may lie."""
     return between(rng, MARGIN + length / 2, 1 - MARGIN - length / 2)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trol_benchmarks.world.questions import Question
-from trol_runtime.atomic_file import AtomicFile
+from trol_runtime.atomic_file import write_whole
 from trol_runtime.dataclass_json import dataclass_from_json
 from trol_runtime.errors import EngineFileError, TrolError
 from trol_runtime.one_line import one_line
@@ -120,9 +120,7 @@ def write_question_set(path: Path, question_set: QuestionSet) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:
         for name, data in {_ABOUT: _json(about), **content}.items():
             file.writestr(zipfile.ZipInfo(name, _DATE), data)
-    with AtomicFile(path, needed_bytes=len(packed.getbuffer())) as target:
-        target.write(packed.getbuffer())
-        target.commit()
+    write_whole(path, packed.getbuffer())
 
 
 def _content(question_set: QuestionSet) -> dict[str, bytes]:
