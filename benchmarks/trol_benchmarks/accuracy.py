@@ -12,7 +12,8 @@ from pathlib import Path
 from trol_benchmarks.world.test_set import AskedQuestion, QuestionSet
 from trol_runtime.bundle import Bundle
 from trol_runtime.engine import TOKENIZER_ENTRY, TroL
-from trol_runtime.errors import UsageError
+from trol_runtime.errors import LimitError, UsageError
+from trol_runtime.generation import Generation
 
 # More than any right answer takes. A model that does not come to an end is wrong either way, and should not take long.
 MOST_NEW_TOKENS = 192
@@ -66,29 +67,41 @@ def ask_engine(
     """The greedy answers to `questions` of `question_set`; progress goes to stderr.
 
     threads: cores of one run; None: all physical ones
-    Raises what TroL and its `start` raise, among it LimitError where the engine has no room for a question.
+    Raises what TroL and its `start` raise, and LimitError where the engine has no room for a question and an answer.
     """
     model = TroL(bundle, threads)
+    identity = _identity(bundle)
     session = model.new_session(keep_prefix=True)
     begin = time.perf_counter()
     answers = {}
     for question in questions:
         picture = question_set.pictures[question.picture]
         answer = model.start(question.question.text, [picture], session=session, max_new_tokens=MOST_NEW_TOKENS)
+        _require_room(bundle, answer)
         for _ in answer:  # to its end
             pass
         answers[question.id] = Answer(answer.text, tuple(answer.token_ids))
         if len(answers) % _PROGRESS_EVERY == 0 or len(answers) == len(questions):
             seconds = time.perf_counter() - begin
             print(f"{bundle.path.name}: {len(answers)} of {len(questions)} answered, {seconds:.1f} s", file=sys.stderr)
-    return Answers(_identity(bundle), answers)
+    return Answers(identity, answers)
+
+
+def _require_room(bundle: Bundle, answer: Generation) -> None:
+    """An answer that was cut would count as wrong, and the engine for worse than it is."""
+    if answer.max_new_tokens < MOST_NEW_TOKENS:
+        raise LimitError(
+            f"{bundle.path}: holds {bundle.manifest.limits.max_seq} tokens, of which a question leaves "
+            f"{answer.max_new_tokens} for its answer, expected {MOST_NEW_TOKENS} or more; export it with a larger "
+            "--max-seq"
+        )
 
 
 def _identity(bundle: Bundle) -> EngineIdentity:
     manifest = bundle.manifest
-    return EngineIdentity(
-        _file_sha256(bundle.path), manifest.precision, "cpu", manifest.sha256.entries[TOKENIZER_ENTRY]
-    )
+    sha256 = _file_sha256(bundle.path)
+    bundle.require_same_file()  # it is that of the engine which answers
+    return EngineIdentity(sha256, manifest.precision, "cpu", manifest.sha256.entries[TOKENIZER_ENTRY])
 
 
 def _file_sha256(path: Path) -> str:

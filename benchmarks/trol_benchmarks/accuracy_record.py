@@ -81,11 +81,12 @@ def _read(path: str) -> _Record:
     remedy = "expected what trol-bench accuracy ENGINE -o FILE writes, or an engine file"
     try:
         with open(Path(path), "rb") as file:
-            record = dataclass_from_json(_Record, json.loads(file.read(_MOST_BYTES)))
+            values = json.loads(file.read(_MOST_BYTES))
+        form = values.get("schema") if isinstance(values, dict) else None
+        if form is not None and form != SCHEMA:
+            raise TrolError(f"{path}: a record of the form {one_line(form, 40)}, expected {SCHEMA}; {remedy}")
+        return dataclass_from_json(_Record, values)
     except OSError as error:
         raise TrolError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except (ValueError, RecursionError, EngineFileError) as error:
         raise TrolError(f"{path}: no record of answers ({one_line(error, 120)}); {remedy}") from error
-    if record.schema != SCHEMA:
-        raise TrolError(f"{path}: a record of the form {one_line(record.schema, 40)!r}, expected {SCHEMA!r}; {remedy}")
-    return record

@@ -5,7 +5,8 @@
      "against": {"engine", "equal_share", "first_divergence", "only_this_right", "only_other_right", "p_value"} or null}
 
 Where a family has questions both about what training may have shown and about what it cannot have, its entry also has
-"seen" and "unseen", of the same form. A run of fewer questions than the set's has an overall "n" below that of the set.
+"seen" and "unseen", of the same form; families that read have "seen_typed" and "unseen_typed", too, for some of their
+questions offer the text among lettered options, which chance alone gets right now and then. A run of fewer questions than the set's has an overall "n" below that of the set.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 from trol_benchmarks.accuracy import Answers
 from trol_benchmarks.confidence import mcnemar_p_value, wilson_interval
 from trol_benchmarks.report import Row, table
-from trol_benchmarks.world.questions import FAMILIES
+from trol_benchmarks.world.questions import FAMILIES, READ
 from trol_benchmarks.world.scoring import is_right
 from trol_benchmarks.world.test_set import AskedQuestion, QuestionSet
 
 SCHEMA = "trol-bench accuracy 1"
+PARTS = ("seen", "seen_typed", "unseen", "unseen_typed")  # of a family
 
 
 def accuracy_report(
@@ -62,10 +64,20 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _family(questions: Sequence[AskedQuestion], right: dict[str, bool]) -> dict[str, Any]:
-    seen = [question for question in questions if question.seen]
-    unseen = [question for question in questions if not question.seen]
-    both = {"seen": _score(seen, right), "unseen": _score(unseen, right)} if seen and unseen else {}
-    return {**_score(questions, right), **both}
+    return {**_score(questions, right), **{name: _score(part, right) for name, part in _parts(questions).items()}}
+
+
+def _parts(questions: Sequence[AskedQuestion]) -> dict[str, list[AskedQuestion]]:
+    """What of a family is counted apart, too, by name; nothing that is empty or the whole."""
+    halves = {
+        "seen": [question for question in questions if question.seen],
+        "unseen": [question for question in questions if not question.seen],
+    }
+    if not all(halves.values()):
+        return {}
+    reads = questions[0].question.family in READ
+    typed = {name: [q for q in half if q.question.form != "letter"] for name, half in halves.items() if reads}
+    return halves | {f"{name}_typed": part for name, part in typed.items() if 0 < len(part) < len(halves[name])}
 
 
 def _score(questions: Sequence[AskedQuestion], right: dict[str, bool]) -> dict[str, Any]:
@@ -106,7 +118,7 @@ def _rows(report: dict[str, Any]) -> list[Row]:
     rows: list[Row] = [("family", "questions", "right", "accuracy", "95 % interval")]
     for name, family in report["families"].items():
         rows.append(_score_row(name, family))
-        rows += [_score_row(f"  {part}", family[part]) for part in ("seen", "unseen") if part in family]
+        rows += [_score_row(f"  {part.replace('_', ', ')}", family[part]) for part in PARTS if part in family]
     return [*rows, _score_row("overall", report["overall"])]
 
 

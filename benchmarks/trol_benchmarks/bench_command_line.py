@@ -64,9 +64,11 @@ def measure_accuracy(arguments: argparse.Namespace) -> None:
     if other_engine is not None:
         against = ask_engine(other_engine, question_set, asked, arguments.threads)
     report = accuracy_report(question_set, asked, answers, against)
-    print(json.dumps(report) if arguments.json else as_text(report), flush=True)
-    if record is not None:
-        write_record(record, report, asked, answers)
+    try:
+        print(json.dumps(report) if arguments.json else as_text(report), flush=True)
+    finally:  # a pager that is left early must not cost the record
+        if record is not None:
+            write_record(record, report, asked, answers)
 
 
 def _first(limit: int | None, question_set: QuestionSet) -> tuple[AskedQuestion, ...]:

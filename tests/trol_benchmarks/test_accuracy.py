@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from conftest import EngineOf
 from small_question_set import small_question_set
+from trol_benchmarks import accuracy
 from trol_benchmarks.accuracy import MOST_NEW_TOKENS, ask_engine, open_engine
+from trol_benchmarks.world.test_set import AskedQuestion
 from trol_runtime import TroL
 from trol_runtime.cpu_backend import CpuBackend
-from trol_runtime.errors import EngineFileError, UsageError
+from trol_runtime.errors import EngineFileError, LimitError, UsageError
 
 SET = small_question_set()
 
@@ -51,6 +57,47 @@ def test_the_engine_that_answered_is_named_by_its_file_and_its_tokenizer(micro_e
     assert engine.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (engine.precision, engine.target) == ("fp16", "cpu")
     assert engine.tokenizer_sha256 == hashlib.sha256(bundle.read("tokenizer.json")).hexdigest()
+
+
+def test_an_engine_that_is_replaced_while_it_is_loaded_is_refused(
+    micro_engine: EngineOf, tmp_path: Path
+) -> None:
+    path = tmp_path / "engine.plan"
+    shutil.copyfile(micro_engine("internlm2"), path)
+    bundle = open_engine(str(path))
+    path.unlink()
+    shutil.copyfile(micro_engine("internlm2", "fp16"), path)
+    with pytest.raises(EngineFileError, match="replaced while it was being loaded"):
+        ask_engine(bundle, SET, SET.questions)
+
+
+def test_an_engine_that_is_gone_when_it_has_answered_was_named_before(micro_engine: EngineOf, tmp_path: Path) -> None:
+    path = tmp_path / "engine.plan"
+    shutil.copyfile(micro_engine("internlm2"), path)
+    bundle = open_engine(str(path))
+
+    class Vanishing(tuple[AskedQuestion, ...]):
+        def __iter__(self) -> Iterator[AskedQuestion]:
+            path.unlink()
+            return super().__iter__()
+
+    answers = ask_engine(bundle, SET, Vanishing(SET.questions[:1]))
+    assert answers.engine.sha256 == hashlib.sha256(micro_engine("internlm2").read_bytes()).hexdigest()
+
+
+def test_an_engine_without_room_for_an_answer_is_refused_rather_than_counted_as_wrong(
+    micro_engine: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = micro_engine("internlm2")
+    holds = open_engine(str(path)).manifest.limits.max_seq
+    monkeypatch.setattr(accuracy, "MOST_NEW_TOKENS", holds)
+    with pytest.raises(LimitError) as error:
+        ask_engine(open_engine(str(path)), SET, SET.questions)
+    pattern = (
+        rf"{re.escape(str(path))}: holds {holds} tokens, of which a question leaves \d+ for its answer, expected "
+        rf"{holds} or more; export it with a larger --max-seq"
+    )
+    assert re.fullmatch(pattern, str(error.value))
 
 
 def test_progress_is_told_on_stderr(micro_engine: EngineOf, capsys: pytest.CaptureFixture[str]) -> None:

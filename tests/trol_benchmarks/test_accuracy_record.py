@@ -92,8 +92,8 @@ def test_a_file_that_is_no_record_is_refused(record: Path, tmp_path: Path) -> No
     assert refusal(changed(record, answers=3)) == (
         f"{record}: no record of answers (key 'answers' must be an object, found 3); {EXPECTED}"
     )
-    assert refusal(changed(record, answers={}, schema="else")) == (
-        f"{record}: a record of the form 'else', expected 'trol-bench accuracy 1'; {EXPECTED}"
+    assert refusal(changed(record, answers=3, schema="trol-bench accuracy 2")) == (
+        f"{record}: a record of the form trol-bench accuracy 2, expected trol-bench accuracy 1; {EXPECTED}"
     )
     record.write_text(record.read_text()[:-9])
     assert refusal(record).startswith(f"{record}: no record of answers (")

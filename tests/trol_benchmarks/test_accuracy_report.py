@@ -10,6 +10,8 @@ from small_question_set import small_question_set
 from trol_benchmarks.accuracy import Answer, Answers, EngineIdentity
 from trol_benchmarks.accuracy_report import accuracy_report, as_text
 from trol_benchmarks.confidence import wilson_interval
+from trol_benchmarks.world.questions import Question
+from trol_benchmarks.world.test_set import AskedQuestion
 
 SET = small_question_set()
 ENGINE = EngineIdentity("a" * 64, "fp32", "cpu", "t" * 64)
@@ -52,6 +54,19 @@ def test_what_training_cannot_have_shown_is_also_counted_apart_in_a_family_that_
     assert (families["word"]["unseen"]["n"], families["word"]["unseen"]["correct"]) == (1, 0)
     assert "seen" not in families["colour"]
     assert "unseen" not in families["count"]
+
+
+def test_of_what_is_read_the_texts_that_had_to_be_typed_are_counted_apart() -> None:
+    def asked(number: int, form: str, seen: bool) -> AskedQuestion:
+        return AskedQuestion(f"{number}-word", "0.jpg", Question("word", form, "?", "B"), seen)
+
+    questions = [asked(0, "plain", True), asked(1, "letter", False), asked(2, "short", False), asked(3, "plain", False)]
+    said = {"0-word": "B", "1-word": "B", "2-word": "B", "3-word": "D"}
+    given = Answers(ENGINE, {name: Answer(text, (2,)) for name, text in said.items()})
+    word = accuracy_report(SET, questions, given, None)["families"]["word"]
+    assert (word["unseen"]["n"], word["unseen"]["correct"]) == (3, 2)
+    assert (word["unseen_typed"]["n"], word["unseen_typed"]["correct"]) == (2, 1)
+    assert "seen_typed" not in word  # there all were
 
 
 def test_two_engines_with_the_same_answers_do_not_differ() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import EngineOf
 from small_question_set import small_question_set
-from trol_benchmarks import accuracy
+from trol_benchmarks import accuracy, bench_command_line
 from trol_benchmarks.bench_command_line import ACCURACY_EXAMPLES, EXAMPLES, _parse, main
 from trol_benchmarks.world.test_set import write_question_set
 from trol_runtime.atomic_file import AtomicFile
@@ -178,6 +178,17 @@ def test_an_interrupted_run_leaves_no_record(
     monkeypatch.setattr(accuracy, "ask_engine", interrupted)
     assert run("accuracy", engine, "--set", questions, "-o", tmp_path / "record.json")[0] == 130
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_record_is_written_even_where_nobody_reads_the_report_to_its_end(
+    run: Run, engine: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(bench_command_line, "print", closed, raising=False)
+    run("accuracy", engine, "--set", questions, "-o", tmp_path / "record.json")
+    assert "answers" in json.loads((tmp_path / "record.json").read_text())
 
 
 def test_the_report_is_printed_even_where_the_disk_has_no_room_for_the_record(

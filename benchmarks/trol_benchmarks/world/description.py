@@ -93,7 +93,7 @@ def named(text: str) -> Counter[str]:
     """What a description names, however it is worded: "red circle", "CAT in red", "bar in red", and how often each.
 
     A colour without a shape belongs to the printed text that it stands before, else to the one that it follows, else
-    to a bar. An answer without names has none: an empty Counter.
+    to a bar where the sentence speaks of bars. An answer without names has none: an empty Counter.
     """
     found: Counter[str] = Counter()
     for sentence in re.split(r"[.!?;\n]", text):
@@ -108,7 +108,8 @@ def named(text: str) -> Counter[str]:
         for printed in _PRINTED.finditer(sentence):
             colour = _claimed(colours, printed.start())
             found[f"{printed[printed.lastindex or 0].upper()} in {colour}"] += 1
-        found.update(f"bar in {colour}" for _, colour in colours)
+        if re.search(r"\bbars?\b", sentence):
+            found.update(f"bar in {colour}" for _, colour in colours)
     return found
 
 

@@ -18,6 +18,7 @@ from trol_benchmarks.world.scene import COLOURS, SHAPES, Bar, Print, Scene, Thin
 from trol_benchmarks.world.splits import NUMBERS, PAIRS, combination, is_unseen_pair, is_unseen_text
 
 FAMILIES = ("colour", "shape", "count", "position", "existence", "tallest_bar", "number", "word", "description")
+READ = ("number", "word")  # the families that read
 FORMS = ("plain", "short", "letter")
 
 _FORM_SHARES = (0.4, 0.3, 0.3)  # of plain, short, letter
@@ -64,7 +65,8 @@ class Question:
 def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:
     """Up to `count` different questions, of all families possible in turn; at most one description.
 
-    About a scene of the train split they name no pair, word or number that training is not to see.
+    About a scene of the train split they name no pair, word or number that training is not to see; an option that is
+    wrong may make such a pair with what the question names.
     """
     questions: dict[str, Question] = {}
     families: Sequence[str] = possible(scene)

@@ -89,6 +89,10 @@ class Chart:
     box: tuple[float, float, float, float]
     rgb: Rgb  # of the axes
 
+    def __post_init__(self) -> None:
+        if not self.bars:
+            raise UsageError("a chart has no bars, expected one or more")
+
 
 @dataclass(frozen=True)
 class Texture:

@@ -142,6 +142,8 @@ def _read_entries(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as file:
         if sum(entry.file_size for entry in file.infolist()) > _MOST_BYTES:
             raise ValueError(f"more than {_MOST_BYTES:,} bytes")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise ValueError("compressed entries")
         return {entry.filename: file.read(entry) for entry in file.infolist()}
 
 

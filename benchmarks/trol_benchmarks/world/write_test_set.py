@@ -22,7 +22,7 @@ import numpy as np
 from PIL import features
 
 from trol_benchmarks.world.picture import draw
-from trol_benchmarks.world.questions import FAMILIES, Question, ask_family
+from trol_benchmarks.world.questions import FAMILIES, READ, Question, ask_family
 from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import is_unseen_pair, is_unseen_text
@@ -32,7 +32,6 @@ from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import UsageError
 
 SEED = 1  # of the released set
-READ = ("number", "word")
 
 # Of the pictures that the scene leaves as they are: noise makes them ten times as large without loss.
 _QUALITY = 85

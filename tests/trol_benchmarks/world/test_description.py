@@ -74,6 +74,7 @@ def test_more_things_than_it_has_words_to_count_are_refused() -> None:
         ("The word RED is printed in blue.", {"RED in blue": 1}),
         ("The word CAT.", {"CAT in no colour": 1}),
         ("A bar chart with two bars: red and blue.", {"bar in red": 1, "bar in blue": 1}),
+        ("A red star on a white background.", {"red star": 1}),
         ("A blue ring. The number 7 is printed in white.", {"blue ring": 1, "7 in white": 1}),
         ("Nothing to see.", {}),
         ("", {}),

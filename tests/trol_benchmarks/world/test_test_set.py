@@ -279,6 +279,15 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(written: Path) -> None:
         assert found == small_question_set().questions or (isinstance(found, str) and "\n" not in found)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_an_archive_with_compressed_entries_is_refused(written: Path, tmp_path: Path, method: int) -> None:
+    path = tmp_path / "compressed.zip"
+    with zipfile.ZipFile(written) as stored, zipfile.ZipFile(path, "w", method) as file:
+        for name in stored.namelist():
+            file.writestr(name, stored.read(name))
+    assert refusal(path).startswith("no test set, or a damaged one (compressed entries); ")
+
+
 def test_a_file_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
     remedy = "give an undamaged test set, or leave out --set"
     assert refusal(tmp_path / "none.zip") == f"cannot be read (No such file or directory); {remedy}"
