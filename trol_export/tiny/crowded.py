@@ -1,6 +1,9 @@
-"""Scenes with as much in them as there is room for: a tower sees ten times as many letters in the same time."""
+"""Scenes with as much in them as there is room for: a tower sees many more letters in the same time."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,13 +20,14 @@ from trol_benchmarks.world.placing import (
     SMALLEST_THING,
     THING_TURN,
     Box,
-    are_apart,
     centre,
+    first_fitting,
+    is_free,
     print_box,
     thing_box,
 )
 from trol_benchmarks.world.scene import COLOURS, Print, Scene, Thing
-from trol_benchmarks.world.splits import PAIRS, is_unseen_text, pair_split
+from trol_benchmarks.world.splits import PAIRS, Pair, belongs, is_unseen_text, pair_split
 
 _LETTERS, _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
 _PRINTS = 12  # that are tried to be placed
@@ -34,7 +38,15 @@ _TRAINED_PAIRS = tuple(pair for pair in PAIRS if pair_split(*pair) is None)
 
 
 def crowded_scene(rng: np.random.Generator) -> Scene:
-    """A scene of up to 6 things and many texts of random letters or digits; it shows nothing that training may not."""
+    """A scene of the train split with up to 6 things and many texts of random letters or digits."""
+    while True:
+        scene = _crowded_scene(rng)
+        if belongs(scene, "train"):
+            return scene
+
+
+def _crowded_scene(rng: np.random.Generator) -> Scene:
+    """It shows no pair, word or number that is kept for another split."""
     background = draw_background(rng)
     look = draw_look(rng, background)
     taken: list[Box] = []
@@ -42,30 +54,48 @@ def crowded_scene(rng: np.random.Generator) -> Scene:
     prints: list[Print] = []
     pairs = [pair for pair in _TRAINED_PAIRS if thing_stands_out(COLOURS[pair[0]], background)]
     colours = [colour for colour, rgb in COLOURS.items() if print_stands_out(rgb, background)]
-    for colour, shape in some_of(rng, pairs, whole_between(rng, 0, MOST_THINGS)):
-        rgb = draw_shade(rng, colour, lambda shade: thing_stands_out(shade, background))
-        size, angle = between(rng, SMALLEST_THING, LARGEST_THING), between(rng, -THING_TURN, THING_TURN)
-        for _ in range(_TRIES):
-            thing = Thing(shape, colour, rgb, centre(rng, size), centre(rng, size), size, angle)
-            if all(are_apart(thing_box(thing), box) for box in taken):
-                taken.append(thing_box(thing))
-                things.append(thing)
-                break
+    for pair in some_of(rng, pairs, whole_between(rng, 0, MOST_THINGS)):
+        thing = _place_thing(rng, pair, background, taken)
+        if thing is not None:
+            taken.append(thing_box(thing))
+            things.append(thing)
     for _ in range(_PRINTS):
-        colour, font, text = one_of(rng, colours), one_of(rng, _FONT_NAMES), _text(rng)
-        rgb = draw_shade(rng, colour, lambda shade: print_stands_out(shade, background))
-        height, angle = between(rng, LOWEST_PRINT, _HIGHEST_PRINT), between(rng, -PRINT_TURN, PRINT_TURN)
-        width = extent(font, text)[0] * height
-        if width > 1 - 2 * MARGIN:
-            continue
-        for _ in range(_TRIES):
-            printed = Print(text, colour, rgb, font, centre(rng, width), centre(rng, height), height, angle)
-            box = print_box(printed)
-            if min(box) >= MARGIN and max(box) <= 1 - MARGIN and all(are_apart(box, other) for other in taken):
-                taken.append(box)
-                prints.append(printed)
-                break
+        printed = _place_print(rng, colours, background, taken)
+        if printed is not None:
+            taken.append(print_box(printed))
+            prints.append(printed)
     return Scene(look, tuple(things), tuple(prints))
+
+
+def _place_thing(rng: np.random.Generator, pair: Pair, background: Background, taken: Sequence[Box]) -> Thing | None:
+    colour, shape = pair
+    rgb = draw_shade(rng, colour, partial(thing_stands_out, background=background))
+    size, angle = between(rng, SMALLEST_THING, LARGEST_THING), between(rng, -THING_TURN, THING_TURN)
+
+    def draw() -> Thing:
+        return Thing(shape, colour, rgb, centre(rng, size), centre(rng, size), size, angle)
+
+    return first_fitting(draw, lambda thing: is_free(thing_box(thing), taken), _TRIES)
+
+
+def _place_print(
+    rng: np.random.Generator, colours: Sequence[str], background: Background, taken: Sequence[Box]
+) -> Print | None:
+    colour, font, text = one_of(rng, colours), one_of(rng, _FONT_NAMES), _text(rng)
+    rgb = draw_shade(rng, colour, partial(print_stands_out, background=background))
+    height, angle = between(rng, LOWEST_PRINT, _HIGHEST_PRINT), between(rng, -PRINT_TURN, PRINT_TURN)
+    width = extent(font, text)[0] * height
+    if width > 1 - 2 * MARGIN:
+        return None
+
+    def draw() -> Print:
+        return Print(text, colour, rgb, font, centre(rng, width), centre(rng, height), height, angle)
+
+    def fits(printed: Print) -> bool:
+        box = print_box(printed)
+        return min(box) >= MARGIN and max(box) <= 1 - MARGIN and is_free(box, taken)
+
+    return first_fitting(draw, fits, _TRIES)
 
 
 def _text(rng: np.random.Generator) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ _LARGEST_OF = (LARGEST_THING, LARGEST_THING, LARGEST_THING, 0.30, 0.27, 0.24, 0.
 _TRIES = 40  # places for one thing or print; where none is free, all are placed anew in smaller sizes
 _SHRINKAGE = 0.8
 _FONT_NAMES = tuple(FONTS)
+
+_Placed = TypeVar("_Placed")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -79,56 +82,84 @@ def are_apart(one: Box, other: Box) -> bool:
     )
 
 
+def is_free(box: Box, taken: Iterable[Box]) -> bool:
+    """Whether a box lies apart from all that are taken."""
+    return all(are_apart(box, other) for other in taken)
+
+
 def overlap(one: Thing, other: Thing) -> float:
     """Of the circles around two things, in radii of the smaller; negative where they lie apart."""
     reach = (one.size + other.size) / 2
     return (reach - math.hypot(one.x - other.x, one.y - other.y)) / (min(one.size, other.size) / 2)
 
 
+def first_fitting(draw: Callable[[], _Placed], fits: Callable[[_Placed], bool], tries: int) -> _Placed | None:
+    """The first of so many draws that fits, and nothing is drawn behind it; None where none does."""
+    return next((drawn for drawn in (draw() for _ in range(tries)) if fits(drawn)), None)
+
+
 def _place_prints(
     rng: np.random.Generator, texts: Sequence[ColouredText], background: Background, room: float
 ) -> list[Print] | None:
     """None where no place was found."""
-    suits = partial(print_stands_out, background=background)
     prints: list[Print] = []
-    for colour, text in texts:
-        font, angle = one_of(rng, _FONT_NAMES), between(rng, -PRINT_TURN, PRINT_TURN)
-        width, height = _turned_extent(font, text, angle)
-        largest = min(HIGHEST_PRINT, (1 - 2 * MARGIN) / max(width, height))
-        size = between(rng, LOWEST_PRINT, LOWEST_PRINT + room * (largest - LOWEST_PRINT))
-        taken = [print_box(printed) for printed in prints]
-        rgb = draw_shade(rng, colour, suits)
-        for _ in range(_TRIES):
-            x, y = centre(rng, size * width), centre(rng, size * height)
-            if all(are_apart(_box_around(x, y, size * width, size * height), box) for box in taken):
-                prints.append(Print(text, colour, rgb, font, x, y, size, angle))
-                break
-        else:
+    for text in texts:
+        printed = _place_print(rng, text, background, [print_box(other) for other in prints], room)
+        if printed is None:
             return None
+        prints.append(printed)
     return prints
+
+
+def _place_print(
+    rng: np.random.Generator, coloured_text: ColouredText, background: Background, taken: Sequence[Box], room: float
+) -> Print | None:
+    colour, text = coloured_text
+    font, angle = one_of(rng, _FONT_NAMES), between(rng, -PRINT_TURN, PRINT_TURN)
+    width, height = _turned_extent(font, text, angle)
+    largest = min(HIGHEST_PRINT, (1 - 2 * MARGIN) / max(width, height))
+    size = between(rng, LOWEST_PRINT, LOWEST_PRINT + room * (largest - LOWEST_PRINT))
+    rgb = draw_shade(rng, colour, partial(print_stands_out, background=background))
+
+    def draw() -> Print:
+        return Print(text, colour, rgb, font, centre(rng, size * width), centre(rng, size * height), size, angle)
+
+    return first_fitting(draw, lambda printed: is_free(print_box(printed), taken), _TRIES)
 
 
 def _place_things(
     rng: np.random.Generator, pairs: Sequence[Pair], background: Background, taken: Sequence[Box], room: float
 ) -> list[Thing] | None:
     """None where no place was found."""
-    suits = partial(thing_stands_out, background=background)
     largest = SMALLEST_THING + room * (_LARGEST_OF[len(pairs)] - SMALLEST_THING)
     things: list[Thing] = []
-    for colour, shape in pairs:
-        rgb, angle = draw_shade(rng, colour, suits), between(rng, -THING_TURN, THING_TURN)
-        size = between(rng, SMALLEST_THING, largest)
-        for _ in range(_TRIES):
-            thing = Thing(shape, colour, rgb, centre(rng, size), centre(rng, size), size, angle)
-            box = thing_box(thing)
-            if all(are_apart(box, other) for other in taken) and all(
-                overlap(thing, other) <= MOST_OVERLAP for other in things
-            ):
-                things.append(thing)
-                break
-        else:
+    for pair in pairs:
+        thing = _place_thing(rng, pair, background, taken, things, largest)
+        if thing is None:
             return None
+        things.append(thing)
     return things
+
+
+def _place_thing(
+    rng: np.random.Generator,
+    pair: Pair,
+    background: Background,
+    taken: Sequence[Box],
+    things: Sequence[Thing],
+    largest: float,
+) -> Thing | None:
+    colour, shape = pair
+    rgb = draw_shade(rng, colour, partial(thing_stands_out, background=background))
+    angle, size = between(rng, -THING_TURN, THING_TURN), between(rng, SMALLEST_THING, largest)
+
+    def draw() -> Thing:
+        return Thing(shape, colour, rgb, centre(rng, size), centre(rng, size), size, angle)
+
+    def fits(thing: Thing) -> bool:
+        return is_free(thing_box(thing), taken) and all(overlap(thing, other) <= MOST_OVERLAP for other in things)
+
+    return first_fitting(draw, fits, _TRIES)
 
 
 def _turned_extent(font: str, text: str, angle: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import pytest
 from trol_benchmarks.world.contrast import print_stands_out, thing_stands_out
 from trol_benchmarks.world.placing import are_apart, print_box, thing_box
 from trol_benchmarks.world.scene import Scene
-from trol_benchmarks.world.splits import is_unseen_pair, is_unseen_text
+from trol_benchmarks.world.splits import belongs, is_unseen_pair, is_unseen_text
 from trol_export.tiny.crowded import crowded_scene
 
 
@@ -34,6 +34,7 @@ def test_there_are_several_times_as_many_letters_as_in_the_worlds_own_scenes(sce
 def test_they_show_nothing_that_training_is_not_to_see(scenes: list[Scene]) -> None:
     assert not any(is_unseen_pair(thing.colour, thing.shape) for scene in scenes for thing in scene.things)
     assert not any(is_unseen_text(text.text) for scene in scenes for text in scene.prints)
+    assert all(belongs(scene, "train") for scene in scenes)
 
 
 def test_nothing_lies_on_anything_else_or_leaves_the_picture(scenes: list[Scene]) -> None:
