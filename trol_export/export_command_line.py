@@ -6,13 +6,13 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trol_export.needed import require_installed
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
-from trol_runtime.errors import MissingExtraError, UsageError
+from trol_runtime.errors import UsageError
 
 PRECISIONS = ("fp32", "fp16")
 TARGETS = ("cpu",)
@@ -36,12 +36,7 @@ def script() -> NoReturn:
 def main(argv: Sequence[str] | None) -> int:
     """Parse, export or check, print the record; returns the exit code."""
     arguments = _parse(argv)
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f"exporting needs {', '.join(missing)}, not installed here; "
-            "install with: pip install 'trol-export[export,cpu]'"
-        )
+    require_installed("exporting", NEEDED, "export,cpu")
     return _check(arguments) if arguments.check is not None else _export(arguments)
 
 

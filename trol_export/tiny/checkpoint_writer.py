@@ -144,10 +144,11 @@ def _rename(unfinished: Path, directory: Path) -> None:
         unfinished.rename(directory)
         return
     replaced = unfinished.with_suffix(".replaced")
-    directory.rename(replaced)
     try:
+        directory.rename(replaced)
         unfinished.rename(directory)
     except BaseException:
-        replaced.rename(directory)
+        if replaced.exists() and not directory.exists():
+            replaced.rename(directory)
         raise
     shutil.rmtree(replaced, ignore_errors=True)

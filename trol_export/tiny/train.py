@@ -5,32 +5,20 @@ The folder of a run holds training.pt (everything to go on from), curves.json, c
 
 from __future__ import annotations
 
-import io
-import json
 import os
+import shlex
 import shutil
-import signal
-import sys
-import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from trol_runtime.atomic_file import write_whole
+from trol_export.needed import require_installed
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import TrolError, UsageError
 
-if TYPE_CHECKING:
-    from trol_export.tiny.recipe import Recipe
-    from trol_export.tiny.training import Training
-    from trol_export.tiny.training_log import TrainingLog
-
 DEFAULT_FOLDER = "build/tiny"
-STATE = "training.pt"
 CHECKPOINT = "checkpoint"
 EXAMPLES = (
     ("", f"train in {DEFAULT_FOLDER}, or go on there"),
@@ -38,11 +26,7 @@ EXAMPLES = (
     ("--folder DIR --seed 1", "another run"),
     ("--folder DIR --no-traversal", "the same network with one pass over the prompt, to compare with"),
 )
-_STEPS_BETWEEN_LINES = 50
-_STEPS_BETWEEN_SAVES = 200
-_STEPS_BETWEEN_VALIDATIONS = 250
-_VALIDATION_PICTURES = 192
-_VALIDATION_SEED = 1
+NEEDED = ("torch", "onnx_ir", "safetensors", "tokenizers", "sentencepiece", "matplotlib")
 _COMPILERS = ("g++", "c++", "clang++")
 # What torch takes in any case.
 _LARGEST_SEED = 2**32 - 1
@@ -52,8 +36,10 @@ _MOST_THREADS = 1024
 def main(argv: Sequence[str] | None) -> int:
     """Parse, train, write the checkpoint; returns the exit code."""
     arguments = _parse(argv)
+    require_installed("training", NEEDED, "export,bench")
     from trol_export.tiny.checkpoint_writer import require_replaceable, write_checkpoint
     from trol_export.tiny.recipe import RELEASED, config_json
+    from trol_export.tiny.training_run import TrainingRun, say
 
     if not arguments.no_compile:
         _require_compiler()
@@ -61,9 +47,9 @@ def main(argv: Sequence[str] | None) -> int:
     recipe = replace(RELEASED, seed=arguments.seed, traversal=not arguments.no_traversal)
     require_replaceable(folder / CHECKPOINT)
     _make(folder)
-    training, log = _begun(recipe, folder)
-    if not training.done:
-        _train(training, log, folder, arguments)
+    run = TrainingRun(recipe, folder, threads=arguments.threads, compiled=not arguments.no_compile)
+    run.train(arguments.minutes)
+    training = run.training
     if training.done:
         write_checkpoint(
             folder / CHECKPOINT,
@@ -71,7 +57,7 @@ def main(argv: Sequence[str] | None) -> int:
             training.lessons.tokenizer_json,
             training.released_weights(),
         )
-        _say(f"wrote {folder / CHECKPOINT}")
+        say(f"wrote {folder / CHECKPOINT}")
     return 0
 
 
@@ -96,10 +82,13 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 
 def _require_compiler() -> None:
-    if "CXX" not in os.environ and not any(map(shutil.which, _COMPILERS)):
+    """torch takes the program that CXX names, or g++."""
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    compilers = named or _COMPILERS
+    if not any(map(shutil.which, compilers)):
+        found = f"CXX names {named[0]}, which is not here" if named else f"found no C++ compiler ({', '.join(compilers)})"
         raise TrolError(
-            f"found no C++ compiler ({', '.join(_COMPILERS)}), by which torch fuses operations: "
-            "install one, or train without: --no-compile"
+            f"{found}; by one, torch fuses operations: install one, or train without, more slowly: --no-compile"
         )
 
 
@@ -108,121 +97,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder} cannot be made ({error.strerror}); choose another --folder") from None
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON would give it back."""
-    return json.loads(json.dumps(asdict(recipe)))
-
-
-def _begun(recipe: Recipe, folder: Path) -> tuple[Training, TrainingLog]:
-    """A new run, or the one in the folder."""
-    import torch
-
-    from trol_export.tiny.training import Training
-    from trol_export.tiny.training_log import TrainingLog
-
-    path = folder / STATE
-    training = Training(recipe)
-    if not path.exists():
-        return training, TrainingLog()
-    try:
-        saved = torch.load(path, weights_only=True)
-        other = {name for name, value in _plain(recipe).items() if saved["recipe"].get(name) != value}
-        if not other:
-            training.restore(saved["training"])
-            log = TrainingLog(**saved["log"])
-    except Exception as error:  # torch raises nothing more specific for a file that is not its own
-        raise TrolError(
-            f"{path} cannot be read ({type(error).__name__}), expected a state of a training run: "
-            "delete it to begin anew, or choose another --folder"
-        ) from None
-    if other:
-        raise UsageError(
-            f"{path} is of a run with other {', '.join(sorted(other))}: "
-            "call with that run's options to go on, or choose another --folder"
-        )
-    _say(f"going on in {folder} after {len(log.steps):,} steps")
-    return training, log
-
-
-def _train(training: Training, log: TrainingLog, folder: Path, arguments: Namespace) -> None:
-    """Steps until the run is done or its time is over; whatever ends it, the folder holds the last whole step."""
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    if not arguments.no_compile:
-        training.model.compile_layers()
-    begin = time.monotonic()
-    whole = True  # whether the last step is complete
-    try:
-        while not training.done:
-            with _interruptible_afterwards():
-                whole = False
-                metrics = training.step()
-                log.add_step(metrics)
-                whole = True
-            _report(log, begin)
-            if training.done or (
-                metrics.phase == "everything" and training.step_number % _STEPS_BETWEEN_VALIDATIONS == 0
-            ):
-                _validate(training, log)
-            if len(log.steps) % _STEPS_BETWEEN_SAVES == 0:
-                _save(training, log, folder)
-            if arguments.minutes is not None and time.monotonic() - begin > 60 * arguments.minutes:
-                _say(f"stopped after {arguments.minutes:g} minutes; the same command goes on")
-                break
-    finally:
-        if whole:
-            _save(training, log, folder)
-            log.write(folder)
-
-
-@contextmanager
-def _interruptible_afterwards() -> Iterator[None]:
-    """Ctrl-C, or a polite kill, ends the program behind the `with` block; pressed again, at once."""
-    pressed: list[int] = []
-
-    def remember(number: int, _: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def _validate(training: Training, log: TrainingLog) -> None:
-    families = training.accuracy("validation", _VALIDATION_PICTURES, _VALIDATION_SEED)
-    log.add_validation(families)
-    _say("  ".join(f"{family} {share.correct / share.n:.3f}" for family, share in families.items()))
-
-
-def _report(log: TrainingLog, begin: float) -> None:
-    if len(log.steps) % _STEPS_BETWEEN_LINES == 0:
-        recent = log.steps[-_STEPS_BETWEEN_LINES:]
-        loss = sum(step["loss"] for step in recent) / len(recent)
-        last = recent[-1]
-        minutes = (time.monotonic() - begin) / 60
-        _say(f"{last['phase']:<10} step {last['step'] + 1:>5}  loss {loss:.4f}  {minutes:.1f} min")
-
-
-def _save(training: Training, log: TrainingLog, folder: Path) -> None:
-    import torch
-
-    data = io.BytesIO()
-    torch.save({"recipe": _plain(training.recipe), "training": training.state(), "log": log.to_json()}, data)
-    write_whole(folder / STATE, data.getbuffer(), overwrite=True, option="--folder")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

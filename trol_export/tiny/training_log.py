@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trol_export.tiny.plots import as_png
 from trol_export.tiny.training import Metrics, Share
 from trol_runtime.atomic_file import write_whole
 
@@ -18,11 +18,22 @@ _SMOOTHED = 50  # steps whose mean a point of the loss curve is
 
 
 class TrainingLog:
-    """Every step's metrics, and accuracies by family whenever they were measured."""
+    """Every step's metrics, and accuracies by family whenever they were measured.
 
-    def __init__(self, steps: Sequence[dict[str, Any]] = (), validation: Sequence[dict[str, Any]] = ()) -> None:
+    seconds: that training took, validation included
+    """
+
+    def __init__(
+        self, steps: Sequence[dict[str, Any]] = (), validation: Sequence[dict[str, Any]] = (), seconds: float = 0.0
+    ) -> None:
         self.steps = list(steps)
         self.validation = list(validation)
+        self.seconds = seconds
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether accuracy was measured after the last step."""
+        return bool(self.validation) and self.validation[-1]["steps"] == len(self.steps)
 
     def add_step(self, metrics: Metrics) -> None:
         self.steps.append(metrics._asdict())
@@ -34,11 +45,12 @@ class TrainingLog:
         self.validation.append({"steps": len(self.steps), "accuracy": measured, "n": n})
 
     def to_json(self) -> dict[str, Any]:
-        return {"steps": self.steps, "validation": self.validation}
+        return {"seconds": self.seconds, "steps": self.steps, "validation": self.validation}
 
-    def write(self, folder: Path) -> None:
-        """curves.json and curves.png in `folder`; both replace what is there."""
-        write_whole(folder / CURVES_JSON, json.dumps(self.to_json()).encode(), overwrite=True, option="--folder")
+    def write(self, folder: Path, run: Mapping[str, Any]) -> None:
+        """curves.json and curves.png in `folder`; both replace what is there. run: what else to say of it, by key."""
+        curves = json.dumps({**run, **self.to_json()}).encode()
+        write_whole(folder / CURVES_JSON, curves, overwrite=True, option="--folder")
         write_whole(folder / CURVES_PNG, self._drawn(), overwrite=True, option="--folder")
 
     def _drawn(self) -> bytes:
@@ -65,6 +77,4 @@ class TrainingLog:
             accuracy.legend(ncols=3, fontsize="small")
         for axes in (loss, accuracy):
             axes.grid(alpha=0.3)
-        data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=100)
-        return data.getvalue()
+        return as_png(figure)

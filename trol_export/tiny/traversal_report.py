@@ -7,7 +7,6 @@ Then the mean gate of each layer is taken, over image and over text tokens. What
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import tempfile
@@ -22,6 +21,9 @@ from PIL import Image
 
 from trol_benchmarks.report import table
 from trol_benchmarks.world.test_set import QuestionSet, read_question_set
+from trol_export.export_command_line import NEEDED
+from trol_export.needed import require_installed
+from trol_export.tiny.plots import as_png
 from trol_runtime.atomic_file import write_whole
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
@@ -38,10 +40,8 @@ _GATED_QUESTIONS = 100  # spread over the test set
 def main(argv: Sequence[str] | None) -> int:
     """Export, ask, compare; returns the exit code."""
     arguments = _parse(argv)
-    from trol_export.checkpoint import Checkpoint
-
-    for directory in (arguments.checkpoint, arguments.control):
-        Checkpoint.open(directory)  # refused now rather than after the export of another
+    require_installed("the report", (*NEEDED, "matplotlib"), "export,cpu,bench")
+    _require_trained_differently(arguments.checkpoint, arguments.control)
     question_set = read_question_set()
     with tempfile.TemporaryDirectory() as folder:
         engines = _exported(arguments.checkpoint, arguments.control, Path(folder))
@@ -64,6 +64,29 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     if not arguments.folder.is_dir():
         raise UsageError(f"{arguments.folder} is no folder, expected one for the report: create it first")
     return arguments
+
+
+def _require_trained_differently(checkpoint: Path, control: Path) -> None:
+    """Raise UsageError unless the second of these, and only that, has the closed gate of a training without traversal.
+
+    For how many steps either was trained, no checkpoint tells.
+    """
+    for directory, expected in ((checkpoint, False), (control, True)):
+        if _is_closed(directory) != expected:
+            trained = ("without", "with") if _is_closed(directory) else ("with", "without")
+            raise UsageError(
+                f"{directory} was trained {trained[0]} traversal, expected one trained {trained[1]}: give the released "
+                "checkpoint first, then the control"
+            )
+
+
+def _is_closed(directory: Path) -> bool:
+    from trol_export.checkpoint import GATE, Checkpoint
+    from trol_export.tiny.training import closed_gate
+
+    checkpoint = Checkpoint.open(directory)
+    gate = {name: checkpoint.torch(name) for name in GATE}
+    return all(tensor.equal(gate[name]) for name, tensor in closed_gate(gate).items())
 
 
 def _exported(checkpoint: Path, control: Path, folder: Path) -> dict[str, Path]:
@@ -169,9 +192,7 @@ def _drawn(gates: dict[str, NDArray[np.float64]]) -> bytes:
     )
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    return data.getvalue()
+    return as_png(figure)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from short_recipe import short_recipe
 from trol_export.checkpoint import Checkpoint
 from trol_export.checkpoint_check import check_checkpoint
-from trol_export.tiny import lessons, recipe, train
+from trol_export.tiny import lessons, recipe, train, training_run
 from trol_export.tiny.lessons import Lessons
 from trol_export.tiny.recipe import model_config
 from trol_export.tiny.training import CLOSED_GATE_BIAS, Training
@@ -35,7 +35,8 @@ from trol_runtime.model_config import ModelConfig
 
 NAME = "trol_export.tiny.train"
 SHORT = short_recipe("tower", "everything", steps=2, batch=1)
-STEPS = 4
+STEPS_TAKEN = [["tower", 0], ["tower", 1], ["everything", 0], ["everything", 1]]
+STEPS = len(STEPS_TAKEN)
 TESTS = Path(__file__).parents[2]
 
 
@@ -62,8 +63,8 @@ def small_config(vocab_size: int) -> ModelConfig:
 def _short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "RELEASED", SHORT)
     monkeypatch.setattr(lessons, "model_config", small_config)
-    monkeypatch.setattr(train, "_STEPS_BETWEEN_LINES", 1)
-    monkeypatch.setattr(train, "_VALIDATION_PICTURES", 2)
+    monkeypatch.setattr(training_run, "_STEPS_BETWEEN_LINES", 1)
+    monkeypatch.setattr(training_run, "_VALIDATION_PICTURES", 2)
 
 
 @pytest.fixture
@@ -142,10 +143,7 @@ def test_it_says_how_far_it_is_what_it_knows_and_what_it_wrote(run: Train, folde
 def test_every_step_is_logged_and_accuracy_at_the_end(run: Train, folder: Path) -> None:
     run()
     log = logged(folder)
-    assert [(step["phase"], step["step"]) for step in log["steps"]] == [
-        *(("tower", step) for step in (0, 1)),
-        *(("everything", step) for step in (0, 1)),
-    ]
+    assert [[step["phase"], step["step"]] for step in log["steps"]] == STEPS_TAKEN
     assert [point["steps"] for point in log["validation"]] == [STEPS]
     assert sum(log["validation"][0]["n"].values()) > 0
 
@@ -153,7 +151,7 @@ def test_every_step_is_logged_and_accuracy_at_the_end(run: Train, folder: Path) 
 def test_while_all_is_trained_accuracy_is_measured_now_and_then(
     run: Train, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_STEPS_BETWEEN_VALIDATIONS", 1)
+    monkeypatch.setattr(training_run, "_STEPS_BETWEEN_VALIDATIONS", 1)
     run()
     assert [point["steps"] for point in logged(folder)["validation"]] == [3, 4]
 
@@ -191,8 +189,8 @@ def test_after_the_minutes_given_it_stops_and_the_same_command_goes_on(
     run: Train, folder: Path, for_once: ForOnce, uninterrupted: Weights
 ) -> None:
     with for_once() as patch:
-        patch.setattr(train, "_STEPS_BETWEEN_LINES", 100)
-        patch.setattr(train, "time", clock(0, 0.5, 1.0, 1.6))  # at the beginning and after every step
+        patch.setattr(training_run, "_STEPS_BETWEEN_LINES", 100)
+        patch.setattr(training_run, "time", clock(0, 0.5, 1.0, 1.6))  # at the beginning and after every step
         assert run("--minutes", "1.5") == (0, "stopped after 1.5 minutes; the same command goes on\n")
     assert {path.name for path in folder.iterdir()} == {"training.pt", "curves.json", "curves.png"}
     assert len(logged(folder)["steps"]) == 3
@@ -240,7 +238,7 @@ def test_whenever_it_is_interrupted_it_goes_on_to_the_same_bits(
     steps: int,
 ) -> None:
     with for_once() as patch:
-        patch.setattr(train, "_STEPS_BETWEEN_SAVES", 1)
+        patch.setattr(training_run, "_STEPS_BETWEEN_SAVES", 1)
         patch.setattr(part, function, interrupting(getattr(part, function), call))
         ended = run()
     assert ended.code == 130
@@ -252,28 +250,49 @@ def test_whenever_it_is_interrupted_it_goes_on_to_the_same_bits(
     assert ended.code == 0
     assert ended.stderr.startswith(f"going on in {folder} after {steps} steps\n" if steps else "tower ")
     require_released(folder, uninterrupted)
+    log = logged(folder)
+    assert [[step["phase"], step["step"]] for step in log["steps"]] == STEPS_TAKEN
+    assert [point["steps"] for point in log["validation"]] == [STEPS]
 
 
-def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(run: Train, folder: Path, for_once: ForOnce) -> None:
+def signalled(number: int) -> Callable[..., Any]:
+    """`Lessons.prepare`, in the middle of a step, with a signal."""
     prepare = Lessons.prepare
 
-    def pressing_ctrl_c(*arguments: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
+    def prepare_signalled(*arguments: Any) -> Any:
+        signal.raise_signal(number)
         return prepare(*arguments)
 
+    return prepare_signalled
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(
+    run: Train, folder: Path, for_once: ForOnce, number: int
+) -> None:
     with for_once() as patch:
-        patch.setattr(Lessons, "prepare", pressing_ctrl_c)
+        patch.setattr(Lessons, "prepare", signalled(number))
         assert run().code == 130
     assert steps_saved(folder) == 1
 
 
+def test_ctrl_c_that_is_ignored_stays_ignored(run: Train, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lessons, "prepare", signalled(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for its jobs in the background
+    try:
+        assert run().code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps_saved(folder) == STEPS
+
+
 COMMAND = f"""
-import trol_export.tiny.lessons as lessons, trol_export.tiny.recipe as recipe, trol_export.tiny.train as train
+from trol_export.tiny import lessons, recipe, train, training_run
 from short_recipe import short_recipe
 from trol_runtime.command import run_script
 
 recipe.RELEASED = short_recipe("tower", steps=1000, batch=1)
-train._STEPS_BETWEEN_LINES = 1
+training_run._STEPS_BETWEEN_LINES = 1
 run_script("{NAME}", train.main)
 """
 
@@ -305,7 +324,85 @@ def test_a_finished_run_has_nothing_left_to_train_and_writes_its_checkpoint_agai
     require_released(folder, uninterrupted)
 
 
+def test_the_curves_say_what_run_they_are_of_and_what_it_took(run: Train, folder: Path) -> None:
+    run()
+    log = logged(folder)
+    assert log["recipe"]["seed"] == 0
+    assert [phase["name"] for phase in log["recipe"]["phases"]] == ["tower", "everything"]
+    assert log["conditions"]["compiled"] is False
+    assert log["conditions"]["torch"] == torch.__version__
+    assert log["seconds"] > 0
+
+
+def test_going_on_under_other_conditions_is_said(run: Train, folder: Path) -> None:
+    run("--minutes", "1e-9")
+    threads = torch.get_num_threads()
+    ended = run("--threads", str(threads + 1))
+    torch.set_num_threads(threads)
+    assert ended.code == 0
+    assert ended.stderr.splitlines()[1] == (
+        f"until here with threads {threads}, from here with {threads + 1}: last bits may differ"
+    )
+
+
+@pytest.mark.slow  # torch compiles a minute
+def test_compiled_layers_give_the_same_bits_in_every_run_and_after_an_interruption(
+    folder: Path, for_once: ForOnce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(name: str) -> Weights:
+        train.main(["--folder", str(folder / name), "--threads", "2"])
+        checkpoint = Checkpoint.open(folder / name / "checkpoint")
+        return {name: checkpoint.torch(name) for name in checkpoint.tensors}
+
+    threads = torch.get_num_threads()
+    once, again = trained("once"), trained("again")
+    with for_once() as patch:
+        patch.setattr(Lessons, "prepare", interrupting(Lessons.prepare, 4))
+        with pytest.raises(KeyboardInterrupt):
+            trained("interrupted")
+    after = trained("interrupted")
+    torch.set_num_threads(threads)
+    for name, weight in once.items():
+        assert weight.equal(again[name]), name
+        assert weight.equal(after[name]), name
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(
+    ("cxx", "found"),
+    [
+        ("", "found no C++ compiler (g++, c++, clang++)"),
+        ("/nowhere/g++ -O2", "CXX names /nowhere/g++, which is not here"),
+    ],
+)
+def test_without_a_compiler_it_says_how_to_do_without(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cxx: str,
+    found: str,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CXX", cxx)
+    assert run_command(NAME, train.main, ["--folder", str(folder)]) == 1
+    assert capsys.readouterr().err == (
+        f"{NAME}: {found}; by one, torch fuses operations: install one, or train without, more slowly: --no-compile\n"
+    )
+    assert not folder.exists()
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    run: Train, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "NEEDED", ("torch", "matplotlib_that_is_not_there"))
+    assert run() == (
+        1,
+        f"{NAME}: training needs matplotlib_that_is_not_there, not installed here; "
+        "install with: pip install 'trol-export[export,bench]'\n",
+    )
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -421,12 +518,14 @@ def test_a_state_of_other_options_is_left_alone(
 ) -> None:
     run()
     before = (folder / "training.pt").read_bytes()
-    if not options:  # of a version with another recipe
+    how = "call with that run's options"
+    if not options:
         monkeypatch.setattr(recipe, "RELEASED", replace(SHORT, phases=SHORT.phases[1:]))
+        how = "take the version that began it"
     assert run(*options) == (
         2,
         f"{NAME}: {folder / 'training.pt'} is of a run with other {other}: "
-        "call with that run's options to go on, or choose another --folder\n",
+        f"{how} to go on, or choose another --folder\n",
     )
     assert (folder / "training.pt").read_bytes() == before
 
@@ -444,7 +543,7 @@ def test_a_disk_that_fills_up_leaves_the_state_before_and_the_run_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with for_once() as patch:
-        patch.setattr(train, "_STEPS_BETWEEN_SAVES", 1)
+        patch.setattr(training_run, "_STEPS_BETWEEN_SAVES", 1)
         patch.setattr(os, "fsync", full)
         ended = run()
     assert ended.code == 1
@@ -461,7 +560,7 @@ def test_a_disk_that_fills_up_leaves_the_state_before_and_the_run_goes_on(
 def test_too_little_room_is_noticed_before_anything_is_written(
     run: Train, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_STEPS_BETWEEN_SAVES", 1)
+    monkeypatch.setattr(training_run, "_STEPS_BETWEEN_SAVES", 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1234))
     ended = run()
     assert ended.code == 1

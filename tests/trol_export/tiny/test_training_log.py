@@ -38,8 +38,9 @@ def picture(folder: Path) -> NDArray[np.uint8]:
 
 
 def test_every_step_and_every_measurement_is_in_the_json(tmp_path: Path) -> None:
-    log_of(1, validations=2).write(tmp_path)
+    log_of(1, validations=2).write(tmp_path, {"recipe": {"seed": 3}})
     written = json.loads((tmp_path / CURVES_JSON).read_text())
+    assert written["recipe"] == {"seed": 3}
     assert written["steps"] == [{"phase": phase, "step": 0, "loss": 5.0, "learning_rate": 0.001} for phase in PHASES]
     assert written["validation"] == [
         {"steps": steps, "accuracy": {"colour": 0.25, "word": 1.0}, "n": {"colour": 8, "word": 5}} for steps in (1, 2)
@@ -51,13 +52,25 @@ def test_a_run_that_goes_on_keeps_what_was_logged_before() -> None:
     log = TrainingLog(**saved)
     log.add_step(Metrics("everything", 2, loss=1.0, learning_rate=0.001))
     log.add_validation({"colour": Share(4, 3)})
+    log.seconds += 2
+    assert log.to_json()["seconds"] == saved["seconds"] + 2
     assert log.to_json()["steps"][:-1] == saved["steps"]
     assert log.to_json()["validation"][0] == saved["validation"][0]
     assert log.to_json()["validation"][1]["steps"] == 9
 
 
+def test_a_log_is_validated_until_its_next_step() -> None:
+    log = TrainingLog()
+    assert not log.is_validated
+    log.add_step(Metrics("everything", 0, loss=1.0, learning_rate=0.001))
+    log.add_validation({"colour": Share(4, 3)})
+    assert log.is_validated
+    log.add_step(Metrics("everything", 1, loss=1.0, learning_rate=0.001))
+    assert not log.is_validated
+
+
 def test_the_curves_are_a_picture_of_900_by_700_pixels(tmp_path: Path) -> None:
-    log_of(60, validations=3).write(tmp_path)
+    log_of(60, validations=3).write(tmp_path, {})
     assert picture(tmp_path).shape == (700, 900, 3)
 
 
@@ -70,7 +83,7 @@ def test_the_curves_are_a_picture_of_900_by_700_pixels(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_that_has_hardly_begun_is_drawn_too(tmp_path: Path, log: TrainingLog) -> None:
-    log.write(tmp_path)
+    log.write(tmp_path, {})
     assert json.loads((tmp_path / CURVES_JSON).read_text()) == log.to_json()
     assert picture(tmp_path).shape == (700, 900, 3)
 
@@ -78,7 +91,7 @@ def test_a_run_that_has_hardly_begun_is_drawn_too(tmp_path: Path, log: TrainingL
 def test_the_curves_show_the_loss_of_every_phase_and_the_accuracies(tmp_path: Path) -> None:
     def colours(log: TrainingLog) -> list[int]:
         """How many colours the upper and the lower half of the picture have that are no shade of grey."""
-        log.write(tmp_path)
+        log.write(tmp_path, {})
         halves = picture(tmp_path)[:350], picture(tmp_path)[350:]
         pixels = [half.reshape(-1, 3).astype(int) for half in halves]
         return [len(np.unique(one[np.ptp(one, axis=1) > 100], axis=0)) for one in pixels]
@@ -92,14 +105,14 @@ def test_the_curves_show_the_loss_of_every_phase_and_the_accuracies(tmp_path: Pa
 
 
 def test_later_curves_replace_earlier_ones(tmp_path: Path) -> None:
-    log_of(1).write(tmp_path)
-    log_of(2).write(tmp_path)
+    log_of(1).write(tmp_path, {})
+    log_of(2).write(tmp_path, {})
     assert len(json.loads((tmp_path / CURVES_JSON).read_text())["steps"]) == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == [CURVES_JSON, CURVES_PNG]
 
 
 def test_a_full_disk_leaves_the_curves_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log_of(1).write(tmp_path)
+    log_of(1).write(tmp_path, {})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(descriptor: int) -> None:
@@ -107,5 +120,5 @@ def test_a_full_disk_leaves_the_curves_that_were_there(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrolError, match=r"curves\.json: disk full after "):
-        log_of(2).write(tmp_path)
+        log_of(2).write(tmp_path, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

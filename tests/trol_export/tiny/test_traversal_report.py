@@ -97,12 +97,29 @@ def test_three_engines_answer_the_same_questions(
 def test_a_checkpoint_that_is_not_there_is_one_line(
     trained_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
-    given = {"checkpoint": str(trained_checkpoint), "control": str(trained_checkpoint)}
+    write_closed_gate(trained_checkpoint, tmp_path / "control")
+    given = {"checkpoint": str(trained_checkpoint), "control": str(tmp_path / "control")}
     given[missing] = str(tmp_path / "nowhere")
     assert run_command("report", main, [*given.values(), str(tmp_path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"report: {tmp_path / 'nowhere'} does not exist")
     assert not (tmp_path / REPORT_JSON).exists()
+
+
+@pytest.mark.parametrize("swapped", [True, False], ids=["control first", "two with traversal"])
+def test_checkpoints_in_the_wrong_places_are_refused_before_anything_is_exported(
+    trained_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], swapped: bool
+) -> None:
+    control = tmp_path / "control"
+    write_closed_gate(trained_checkpoint, control)
+    given = (control, trained_checkpoint) if swapped else (trained_checkpoint, trained_checkpoint)
+    assert run_command("report", main, [*map(str, given), str(tmp_path)]) == 2
+    found, expected = ("without", "with") if swapped else ("with", "without")
+    assert capsys.readouterr().err == (
+        f"report: {given[0] if swapped else given[1]} was trained {found} traversal, expected one trained {expected}: "
+        "give the released checkpoint first, then the control\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["control", trained_checkpoint.name]
 
 
 def test_a_folder_that_is_not_there_is_refused_before_anything_is_exported(

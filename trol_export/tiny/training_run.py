@@ -1,0 +1,179 @@
+"""A training run in its folder: what it keeps there, what interrupts it, and how it goes on where it stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trol_export.tiny.recipe import Recipe
+from trol_export.tiny.training import Training
+from trol_export.tiny.training_log import TrainingLog
+from trol_runtime.atomic_file import write_whole
+from trol_runtime.errors import TrolError, UsageError
+
+STATE = "training.pt"
+
+_STEPS_BETWEEN_LINES = 50
+_STEPS_BETWEEN_SAVES = 200
+_STEPS_BETWEEN_VALIDATIONS = 250
+_VALIDATION_PICTURES = 192
+_VALIDATION_SEED = 1
+# The parts of a recipe that a command's options set; the others belong to a version.
+_OPTIONS = {"seed", "traversal"}
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class TrainingRun:
+    """A new run of `recipe`, or the one that `folder` holds; it trains, and keeps the folder up to date.
+
+    threads:  of torch
+    compiled: whether torch fuses what is not matrix multiplication
+    Raises UsageError when the folder holds a run of another recipe, TrolError when its state cannot be read.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, *, threads: int, compiled: bool) -> None:
+        self.training = Training(recipe)
+        self._log = TrainingLog()
+        self._folder = folder
+        # Last bits depend on these; the rest of the run is its recipe.
+        self._conditions: dict[str, Any] = {"threads": threads, "compiled": compiled, **_versions()}
+        self._whole = True  # whether no step has begun that has not ended
+        if (folder / STATE).exists():
+            self._restore(folder / STATE)
+        torch.set_num_threads(threads)
+        if compiled:
+            self.training.model.compile_layers()
+
+    def train(self, minutes: float | None) -> None:
+        """Steps until the run is done or its time is over; whatever ends it, the folder holds the last whole step."""
+        before, begin = self._log.seconds, time.monotonic()
+        with self._kept():
+            self._validate_if_due()  # what an interruption left out
+            while not self.training.done:
+                with self._step():
+                    self._log.add_step(self.training.step())
+                passed = time.monotonic() - begin
+                self._log.seconds = before + passed
+                self._report()
+                self._validate_if_due()
+                if len(self._log.steps) % _STEPS_BETWEEN_SAVES == 0:
+                    self._save()
+                if minutes is not None and passed > 60 * minutes and not self.training.done:
+                    say(f"stopped after {minutes:g} minutes; the same command goes on")
+                    break
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Write the folder at the end, unless a step broke off: some weights may have changed already."""
+        try:
+            yield
+        finally:
+            if self._whole:
+                self._save()
+                self._log.write(self._folder, {"recipe": _plain(self.training.recipe), "conditions": self._conditions})
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        with _interruptible_afterwards():
+            self._whole = False
+            yield
+            self._whole = True
+
+    def _validate_if_due(self) -> None:
+        training, log = self.training, self._log
+        now_and_then = not training.done and training.phase.name == "everything" and training.step_number > 0
+        due = training.done or (now_and_then and training.step_number % _STEPS_BETWEEN_VALIDATIONS == 0)
+        if due and not log.is_validated:
+            families = training.accuracy("validation", _VALIDATION_PICTURES, _VALIDATION_SEED)
+            log.add_validation(families)
+            say("  ".join(f"{family} {share.correct / share.n:.3f}" for family, share in families.items()))
+
+    def _report(self) -> None:
+        if len(self._log.steps) % _STEPS_BETWEEN_LINES == 0:
+            recent = self._log.steps[-_STEPS_BETWEEN_LINES:]
+            loss = sum(step["loss"] for step in recent) / len(recent)
+            last, minutes = recent[-1], self._log.seconds / 60
+            say(f"{last['phase']:<10} step {last['step'] + 1:>5}  loss {loss:.4f}  {minutes:.1f} min")
+
+    def _save(self) -> None:
+        state = {
+            "recipe": _plain(self.training.recipe),
+            "conditions": self._conditions,
+            "training": self.training.state(),
+            "log": self._log.to_json(),
+        }
+        data = io.BytesIO()
+        torch.save(state, data)
+        write_whole(self._folder / STATE, data.getbuffer(), overwrite=True, option="--folder")
+
+    def _restore(self, path: Path) -> None:
+        try:
+            saved = torch.load(path, weights_only=True)
+            recipe = _plain(self.training.recipe)
+            other = {name for name, value in recipe.items() if saved["recipe"].get(name) != value}
+            if not other:
+                self.training.restore(saved["training"])
+                self._log = TrainingLog(**saved["log"])
+                before = saved["conditions"]
+                changed = {name: before.get(name) for name, now in self._conditions.items() if before.get(name) != now}
+        except Exception as error:  # torch raises nothing more specific for a file that is not its own
+            raise TrolError(
+                f"{path} cannot be read ({type(error).__name__}), expected a state of a training run: "
+                "delete it to begin anew, or choose another --folder"
+            ) from None
+        if other:
+            how = "call with that run's options" if other <= _OPTIONS else "take the version that began it"
+            raise UsageError(
+                f"{path} is of a run with other {', '.join(sorted(other))}: {how} to go on, or choose another --folder"
+            )
+        say(f"going on in {self._folder} after {len(self._log.steps):,} steps")
+        for name, value in changed.items():
+            say(f"until here with {name} {value}, from here with {self._conditions[name]}: last bits may differ")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON would give it back."""
+    return json.loads(json.dumps(asdict(recipe)))
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")}
+
+
+@contextmanager
+def _interruptible_afterwards() -> Iterator[None]:
+    """Ctrl-C, or a polite kill, ends the program behind the `with` block; pressed again, at once."""
+    pressed: list[int] = []
+
+    def remember(number: int, _: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    # One that is ignored stays so: a job in the background of a shell ignores Ctrl-C.
+    handlers = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+    for number in handlers:
+        signal.signal(number, remember)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if pressed:
+        raise KeyboardInterrupt
