@@ -3,17 +3,24 @@
 Most are random. The tower's are not all: a transformer that begins without any notion of place takes long to find out
 which patches are neighbours, and shapes and letters extend over several. So positions begin as waves in channels of
 their own, and two heads of every layer begin by looking one patch to the left and right, or up and down.
+
+Nor are the decoder's: it takes long to find out that a word of a question has to do with the patches that show what it
+means, and nothing can be learned from pictures before. So half of the heads begin by looking at what is like the token
+itself, and forms of a word begin alike.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from trol_export.tiny.tokenizer import SPACE
+from trol_graphs.decoder_internlm2 import InternLM2Trunk
 from trol_graphs.vision_clip import ClipVisionModel
-from trol_runtime.model_config import ClipVision, ModelConfig
+from trol_runtime.model_config import ClipVision, Decoder, ModelConfig
 
 DEVIATION = 0.02
 TOWER_DEVIATION = 0.05
@@ -22,10 +29,17 @@ BRANCH_SHARE = 0.5  # of the deviation, in matrices that end a residual branch: 
 # How sharply a head looks at its neighbour: most of its attention, as scores are waves' products of up to 8 and below.
 _SHARPNESS = 1.2
 _NEIGHBOURS = (((-1, 0), (1, 0)), ((0, -1), (0, 1)))  # (columns, rows) away, of the first heads of even and odd layers
+# What a head that looks for likeness begins with: a token's score for itself is about 4, for others about 0.
+_LIKENESS = 0.09
+# Rotary embedding turns a token's channels by its place, the slow ones so little that likeness outlasts a whole prompt.
+_PROMPT_TOKENS, _LEAST_TURN = 400, 0.1  # radians
 
 
-def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every parameter of `model`, a TroL of the InternLM2 variant with or without parts around it."""
+def initialise(model: nn.Module, config: ModelConfig, vocabulary: Mapping[str, int], seed: int) -> None:
+    """Fill every parameter of `model`, a TroL of the InternLM2 variant with or without parts around it.
+
+    vocabulary: piece -> id
+    """
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -33,6 +47,10 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
         tower = next(part for part in model.modules() if isinstance(part, ClipVisionModel))
         assert isinstance(config.vision, ClipVision)
         _place(tower, config.vision)
+        trunk = next(part for part in model.modules() if isinstance(part, InternLM2Trunk))
+        _write_alike(trunk.tok_embeddings.weight, vocabulary)
+        for layer in trunk.layers:
+            _match(layer.get_submodule("attention"), config.decoder)
 
 
 def _fill(name: str, parameter: Tensor) -> None:
@@ -62,6 +80,23 @@ def _place(tower: ClipVisionModel, config: ClipVision) -> None:
             own = slice(head * channels, (head + 1) * channels)
             k[own, :channels] += _SHARPNESS * torch.eye(channels)
             q[own, :channels] += _SHARPNESS * _shift(columns, rows, channels)
+
+
+def _write_alike(table: Tensor, vocabulary: Mapping[str, int]) -> None:
+    """A word has one embedding at first, whether or not a space is part of its piece."""
+    for piece, number in vocabulary.items():
+        if piece.startswith(SPACE) and piece[1:] in vocabulary:
+            table[number] = table[vocabulary[piece[1:]]]
+
+
+def _match(attention: nn.Module, config: Decoder) -> None:
+    """The queries of the first key/value head are made as its keys are, in the channels that hardly turn."""
+    pairs = config.head_dim // 2  # channel i turns with channel i + pairs
+    turns = [_PROMPT_TOKENS * config.rope.theta ** (-pair / pairs) for pair in range(pairs)]
+    slow = [channel for channel in range(config.head_dim) if turns[channel % pairs] < _LEAST_TURN]
+    of_groups = attention.get_parameter("wqkv.ffn.weight").view(config.kv_heads, -1, config.head_dim, config.hidden_size)
+    queries_and_key = of_groups[0, :-1]  # what remains are the values
+    queries_and_key[:, slow] = _LIKENESS * torch.randn(len(slow), config.hidden_size)
 
 
 def _frequencies(channels: int) -> Tensor:

@@ -31,6 +31,9 @@ from trol_runtime.prompt import official_template
 from trol_runtime.tokenizer import TextTokenizer
 
 
+_STEPS_APART = 30  # between two steps that show a picture
+
+
 class Asked(NamedTuple):
     """A scene and the questions asked about it."""
 
@@ -44,7 +47,7 @@ class Lesson:
 
     pixel_values: float32 (b, 3, h, w); None in the language phase
     batch:        packed questions and answers; None in the tower phase
-    labels:       bool (b * patches, labels), where the tower is trained
+    labels:       bool (b * patches, labels), where tower or projector learn by them
     """
 
     pixel_values: Tensor | None
@@ -62,19 +65,41 @@ class Lessons:
         image_tokens, image_id = self.config.vision.tokens_per_crop, self.config.image_token_id
         self.packer = Packer(tokenizer, image_tokens, image_id)
         self.text_packer = Packer(tokenizer, 0, image_id)
+        self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def prepare(self, phase_number: int, step: int) -> Lesson:
         phase = self.recipe.phases[phase_number]
-        rng = np.random.default_rng([self.recipe.seed, phase_number, step])
         if phase.name == "tower":
-            scenes = [_scene_to_see(rng, phase) for _ in range(phase.batch)]
-            return Lesson(self._pixel_values(scenes), None, self._labels(scenes))
+            return self._to_see(phase_number, step)
+        rng = self._rng(phase_number, step)
         asked = self.asked(rng, "train", phase.kinds, phase.batch)
         if phase.name == "language":
             rows = [one.questions for one in asked]
             return Lesson(None, self.text_packer.pack(rows, self.recipe.room, whole_text=True))
-        labels = self._labels([one.scene for one in asked]) if phase.name == "everything" else None
+        learns_labels = phase.name in ("alignment", "everything")
+        labels = self._labels([one.scene for one in asked]) if learns_labels else None
         return replace(self.lesson(asked), labels=labels)
+
+    def _to_see(self, phase_number: int, step: int) -> Lesson:
+        """Pictures drawn for this step, and for some steps that are to come: each is shown several times."""
+        phase = self.recipe.phases[phase_number]
+        numbers = [step + _STEPS_APART * age for age in range(phase.shown)]
+        known = {key: drawn for key, drawn in self._drawn.items() if key[0] == phase_number and key[1] >= step}
+        for number in numbers:
+            if (phase_number, number) not in known:
+                known[phase_number, number] = self._draw_to_see(phase_number, number)
+        self._drawn = known
+        pixel_values, labels = zip(*(known[phase_number, number] for number in numbers), strict=True)
+        return Lesson(torch.cat(pixel_values), None, torch.cat(labels))
+
+    def _draw_to_see(self, phase_number: int, number: int) -> tuple[Tensor, Tensor]:
+        """Pixel values and labels of the pictures that are shown for the first time with this number."""
+        phase, rng = self.recipe.phases[phase_number], self._rng(phase_number, number)
+        scenes = [_scene_to_see(rng, phase) for _ in range(phase.batch // phase.shown)]
+        return self._pixel_values(scenes), self._labels(scenes)
+
+    def _rng(self, phase_number: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.recipe.seed, phase_number, number])
 
     def lesson(self, asked: Sequence[Asked]) -> Lesson:
         """A lesson of questions about pictures."""

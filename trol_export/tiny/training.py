@@ -23,6 +23,7 @@ from trol_export.tiny.lessons import Lesson, Lessons
 from trol_export.tiny.patch_labels import LABELS
 from trol_export.tiny.recipe import Phase, Recipe
 from trol_export.tiny.teacher_forcing import answer_loss, predictions, right_answers
+from trol_export.tiny.word_head import WordHead
 from trol_graphs.model import build_model
 from trol_runtime.model_config import ModelConfig
 
@@ -32,45 +33,56 @@ CLOSED_GATE_BIAS = -20.0  # 0.5 tanh(-20) + 0.5 is 0 in fp32
 TRAINED = {
     "tower": ("vit.", "patch_head."),
     "language": ("model.", "output.", "trol_gating."),
-    "alignment": ("vision_proj.", "trol_gating."),
+    "alignment": ("vision_proj.", "trol_gating.", "word_head."),
+    "decoder": ("vision_proj.", "model.", "output.", "trol_gating."),
     "everything": ("vit.", "vision_proj.", "model.", "output.", "trol_gating."),
 }
 
 
 class Outcome(NamedTuple):
     """labels: logits of LABELS for every patch (b * patches, labels), None without pictures
+    words: the same as the image embeddings say it, None without pictures
     answers: logits and indices of `predictions`, None without questions
     """
 
     labels: Tensor | None
+    words: Tensor | None
     answers: tuple[Tensor, Tensor] | None
 
 
 class TinyModel(nn.Module):
-    """TroL-tiny together with the head that names what patches show, which only the first phase uses."""
+    """TroL-tiny together with the heads that tower and projector learn by, which are not released.
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
+    vocabulary: piece -> id
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: Mapping[str, int], seed: int) -> None:
         super().__init__()
         self.trol = build_model(config).to_empty(device="cpu").requires_grad_(True)
         self.patch_head = nn.Linear(config.vision.feature_size, len(LABELS))
-        initialise(self, config, seed)
+        self.word_head = WordHead(vocabulary, config.decoder.hidden_size)
+        initialise(self, config, vocabulary, seed)
 
-    def forward(self, lesson: Lesson, traversal: bool) -> Outcome:
+    def forward(self, lesson: Lesson, traversal: bool, tower_learns: bool) -> Outcome:
         """What the model makes of a lesson."""
-        labels = embeds = answers = None
+        labels = words = embeds = answers = None
         if lesson.pixel_values is not None:
-            features = self.trol.vision_features(lesson.pixel_values.to(self.patch_head.weight.dtype))
+            with torch.set_grad_enabled(tower_learns and torch.is_grad_enabled()):
+                features = self.trol.vision_features(lesson.pixel_values.to(self.patch_head.weight.dtype))
             labels = self.patch_head(features).float()
             embeds = self.trol.vision_proj(features)
+            table = self.trol.embedding.weight
+            assert isinstance(table, Tensor)
+            words = self.word_head(embeds, table)
         if lesson.batch is not None:
             answers = predictions(self.trol, lesson.batch, embeds, traversal=traversal)
-        return Outcome(labels, answers)
+        return Outcome(labels, words, answers)
 
-    def in_bfloat16(self, lesson: Lesson, traversal: bool) -> Outcome:
+    def in_bfloat16(self, lesson: Lesson, traversal: bool, tower_learns: bool = False) -> Outcome:
         """`forward` with its weights rounded to bfloat16; gradients arrive at the fp32 weights."""
         rounded = {name: parameter.bfloat16() for name, parameter in self.named_parameters()}
         with explicit_attention():
-            return torch.func.functional_call(self, rounded, (lesson, traversal))
+            return torch.func.functional_call(self, rounded, (lesson, traversal, tower_learns))
 
     def compile_layers(self) -> None:
         """Have torch fuse what is not matrix multiplication; half of a step's time is spent there otherwise."""
@@ -102,7 +114,7 @@ class Training:
         self.recipe = recipe
         self.lessons = Lessons(recipe)
         self.config = self.lessons.config
-        self.model = TinyModel(self.config, recipe.seed)
+        self.model = TinyModel(self.config, self.lessons.tokenizer_json["model"]["vocab"], recipe.seed)
         self.phase_number = 0
         self.step_number = 0
         self._begin_phase()
@@ -144,15 +156,16 @@ class Training:
         return Metrics(phase.name, number, loss.item(), rate)
 
     def _loss(self, lesson: Lesson) -> Tensor:
-        """Of the answers, and of what the patches show wherever the tower is trained: it goes on learning to read."""
-        found = self.model.in_bfloat16(lesson, self.recipe.traversal)
+        """Of the answers, and of what the patches show: the tower's in its own words, or the projector's in language."""
+        found = self.model.in_bfloat16(lesson, self.recipe.traversal, self.phase.name in ("tower", "everything"))
         loss = torch.zeros(())
         if lesson.batch is not None:
             assert found.answers is not None
             loss = answer_loss(*found.answers, lesson.batch)
-        if found.labels is not None and lesson.labels is not None:
+        logits = found.words if self.phase.name == "alignment" else found.labels
+        if logits is not None and lesson.labels is not None:
             # Summed over the labels: most are absent from most patches.
-            of_labels = F.binary_cross_entropy_with_logits(found.labels, lesson.labels.float()) * len(LABELS)
+            of_labels = F.binary_cross_entropy_with_logits(logits, lesson.labels.float()) * len(LABELS)
             loss = loss + self.recipe.patch_share * of_labels
         return loss
 

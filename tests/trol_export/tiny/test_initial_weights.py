@@ -8,19 +8,26 @@ import torch
 
 from trol_export.tiny.initial_weights import _shift, _waves
 from trol_export.tiny.lessons import tokenizer_and_config
+from trol_export.tiny.tokenizer import SPACE
 from trol_export.tiny.training import TinyModel
+from trol_runtime.model_config import Decoder
+from trol_runtime.rope import rope_rows
 
 GRID, CHANNELS = 12, 64
 
 
+def tiny_model(seed: int) -> TinyModel:
+    tokenizer, config = tokenizer_and_config()
+    return TinyModel(config, tokenizer["model"]["vocab"], seed)
+
+
 @pytest.fixture(scope="module")
 def model() -> TinyModel:
-    return TinyModel(tokenizer_and_config()[1], seed=0)
+    return tiny_model(0)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(model: TinyModel) -> None:
-    config = tokenizer_and_config()[1]
-    same, other = TinyModel(config, seed=0).state_dict(), TinyModel(config, seed=1).state_dict()
+    same, other = tiny_model(0).state_dict(), tiny_model(1).state_dict()
     assert all(same[name].equal(tensor) for name, tensor in model.state_dict().items())
     assert not other["patch_head.weight"].equal(same["patch_head.weight"])
 
@@ -66,3 +73,35 @@ def test_the_first_two_heads_of_a_layer_look_at_neighbours(
     there = here + rows * GRID + columns
     assert shares[here].argmax() == there
     assert shares[here, there] > 0.15  # 20 times the share of one among 145 that are all alike
+
+
+def test_a_word_begins_with_one_embedding_with_a_space_before_it_and_without(model: TinyModel) -> None:
+    vocabulary = tokenizer_and_config()[0]["model"]["vocab"]
+    table = model.trol.get_parameter("model.tok_embeddings.weight")
+    for word in ("star", "red", "How"):
+        assert table[vocabulary[word]].equal(table[vocabulary[f"{SPACE}{word}"]])
+    assert not table[vocabulary["star"]].equal(table[vocabulary["red"]])
+
+
+@pytest.mark.parametrize("distance", [0, 20, 300])
+def test_half_of_the_decoders_heads_look_for_what_is_like_the_token_however_far_away(
+    model: TinyModel, distance: int
+) -> None:
+    config = tokenizer_and_config()[1].decoder
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((50, config.hidden_size)).astype(np.float32))
+    attention = model.trol.get_submodule("model.layers.0.attention")
+    with torch.no_grad():
+        own = attention.get_submodule("wqkv.ffn")(x).reshape(50, config.kv_heads, 4, config.head_dim)
+    for group, finds in ((0, True), (1, False)):
+        for head in range(2):
+            q = rotated(own[:, group, head], config, position=distance)
+            k = rotated(own[:, group, 2], config, position=0)
+            on_itself = (q @ k.T / config.head_dim**0.5).softmax(1).diagonal().mean()
+            assert on_itself > 0.2 if finds else on_itself < 0.03  # of 50 that are all alike: 0.02
+
+
+def rotated(x: torch.Tensor, config: Decoder, position: int) -> torch.Tensor:
+    """Queries or keys (n, head width) as they are at a position."""
+    cos, sin = (torch.from_numpy(table)[0, 0] for table in rope_rows(config, np.array([[position]]), 1))
+    first, second = x.chunk(2, dim=1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=1)

@@ -22,7 +22,7 @@ from trol_export.tiny.patch_labels import LABELS
 from trol_export.tiny.recipe import Recipe
 
 RECIPE = short_recipe(steps=2, batch=2)
-TOWER, LANGUAGE, ALIGNMENT, EVERYTHING = range(4)
+TOWER, LANGUAGE, ALIGNMENT, DECODER, EVERYTHING = range(5)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def test_the_language_model_learns_from_all_words_of_questions_without_pictures(
     assert ((lesson.batch.targets != IGNORED) & (lesson.batch.questions == -1)).any()
 
 
-@pytest.mark.parametrize(("phase", "labelled"), [(ALIGNMENT, False), (EVERYTHING, True)])
-def test_the_papers_steps_learn_from_answers_about_pictures_and_while_the_tower_is_trained_from_labels(
+@pytest.mark.parametrize(("phase", "labelled"), [(ALIGNMENT, True), (DECODER, False), (EVERYTHING, True)])
+def test_the_papers_steps_learn_from_answers_and_where_projector_or_tower_learn_to_see_from_labels(
     lessons: Lessons, phase: int, labelled: bool
 ) -> None:
     lesson = lessons.prepare(phase, 0)
@@ -85,7 +85,7 @@ def test_the_papers_steps_learn_from_answers_about_pictures_and_while_the_tower_
 
 
 def test_every_lesson_of_a_phase_has_the_same_shapes(lessons: Lessons) -> None:
-    for phase in range(4):
+    for phase in range(5):
         one, other = (tensors(lessons.prepare(phase, step)) for step in (0, 1))
         assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in other.items()}
 
@@ -118,8 +118,8 @@ def recorded_scenes(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
     return scenes
 
 
-def test_all_scenes_belong_to_the_train_split(lessons: Lessons, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = recorded_scenes(monkeypatch)
+def test_all_scenes_belong_to_the_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes, lessons = recorded_scenes(monkeypatch), Lessons(RECIPE)
     for number, step in all_steps():
         lessons.prepare(number, step)
     assert len(scenes) == sum(phase.steps * phase.batch for phase in RECIPE.phases)
@@ -140,6 +140,19 @@ def test_the_lesson_of_a_step_is_the_same_whatever_came_before(lessons: Lessons)
     fresh = Lessons(RECIPE)
     for step in reversed(list(all_steps())):
         assert are_equal(in_order[step], fresh.prepare(*step))
+
+
+def test_a_picture_is_shown_in_three_steps_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons_module, "_STEPS_APART", 2)
+    recipe = short_recipe("tower", steps=6, batch=6)
+    recipe = replace(recipe, phases=(replace(recipe.phases[0], shown=3),))
+    lessons = Lessons(recipe)
+    pictures = [lesson.pixel_values for lesson in (lessons.prepare(0, step) for step in range(6))]
+    first, third, fifth = (batch.reshape(3, 2, *batch.shape[1:]) for batch in pictures[::2] if batch is not None)
+    assert first[2].equal(third[1])
+    assert first[2].equal(fifth[0])
+    assert not first[0].equal(first[1])
+    assert are_equal(lessons.prepare(0, 5), Lessons(recipe).prepare(0, 5))
 
 
 def test_phase_step_and_seed_each_change_the_scenes(lessons: Lessons) -> None:

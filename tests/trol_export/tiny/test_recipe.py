@@ -70,7 +70,7 @@ def test_the_longest_row_of_the_training_is_within_the_positions(config: ModelCo
 
 
 def test_the_papers_two_steps_come_in_their_order_behind_what_stands_in_for_pretrained_parts() -> None:
-    assert [phase.name for phase in RELEASED.phases] == ["tower", "language", "alignment", "everything"]
+    assert [phase.name for phase in RELEASED.phases] == ["tower", "language", "alignment", "decoder", "everything"]
     assert set(TRAINED) == {phase.name for phase in RELEASED.phases}
 
 
@@ -81,6 +81,12 @@ def test_every_phase_warms_up_and_comes_down_again() -> None:
         assert phase.batch > 0
         assert math.isfinite(phase.learning_rate)
         assert phase.learning_rate > 0
+
+
+def test_every_step_shows_as_many_new_pictures_as_any_other() -> None:
+    for phase in RELEASED.phases:
+        assert phase.batch % phase.shown == 0
+        assert phase.shown == 1 or phase.name == "tower"
 
 
 def test_every_phase_sees_every_kind_of_scene() -> None:

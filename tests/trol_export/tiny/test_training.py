@@ -114,8 +114,9 @@ def test_measuring_accuracy_changes_nothing(uninterrupted: Run) -> None:
     [
         pytest.param(0, {"vit", "patch_head"}, id="tower"),
         pytest.param(1, {"model", "output", "trol_gating"}, id="language"),
-        pytest.param(2, {"vision_proj", "trol_gating"}, id="alignment"),
-        pytest.param(3, {"vit", "vision_proj", "model", "output", "trol_gating"}, id="everything"),
+        pytest.param(2, {"vision_proj", "trol_gating", "word_head"}, id="alignment"),
+        pytest.param(3, {"vision_proj", "model", "output", "trol_gating"}, id="decoder"),
+        pytest.param(4, {"vit", "vision_proj", "model", "output", "trol_gating"}, id="everything"),
     ],
 )
 def test_a_phase_changes_the_parameters_it_is_to_train_and_no_others(
@@ -138,7 +139,7 @@ def test_without_traversal_the_gate_is_left_as_it_was() -> None:
     training.step()
     found = changed(before, weights_of(training))
     assert found
-    assert all(name.startswith("trol.vision_proj.") for name in found)
+    assert all(name.startswith(("trol.vision_proj.", "word_head.")) for name in found)
 
 
 # First weights
@@ -283,10 +284,10 @@ def test_bfloat16_changes_what_is_computed_by_its_rounding_alone() -> None:
     training = Training(short_recipe())
     lesson = training.lessons.prepare(3, 0)
     with torch.inference_mode():
-        exact, rounded = training.model(lesson, True), training.model.in_bfloat16(lesson, True)
+        exact, rounded = training.model(lesson, True, False), training.model.in_bfloat16(lesson, True)
     assert exact.answers is not None
     assert rounded.answers is not None
-    for one, other in ((exact.labels, rounded.labels), (exact.answers[0], rounded.answers[0])):
+    for one, other in ((exact.labels, rounded.labels), (exact.words, rounded.words), (exact.answers[0], rounded.answers[0])):
         assert one is not None
         assert other is not None
         assert one.dtype == other.dtype == torch.float32
