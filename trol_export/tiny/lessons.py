@@ -46,7 +46,7 @@ class Lesson:
     """One batch.
 
     pixel_values: float32 (b, 3, h, w); None in the language phase
-    batch:        packed questions and answers; None in the tower phase
+    batch:        packed questions and answers; None where there are labels alone
     labels:       bool (b * patches, labels), where tower or projector learn by them
     """
 
@@ -72,12 +72,14 @@ class Lessons:
         if phase.name == "tower":
             return self._to_see(phase_number, step)
         rng = self._rng(phase_number, step)
+        if phase.name == "words":
+            scenes = [sample_scene(rng, "train", one_of(rng, phase.kinds)) for _ in range(phase.batch)]
+            return Lesson(self._pixel_values(scenes), None, self._labels(scenes))
         asked = self.asked(rng, "train", phase.kinds, phase.batch)
         if phase.name == "language":
             rows = [one.questions for one in asked]
             return Lesson(None, self.text_packer.pack(rows, self.recipe.room, whole_text=True))
-        learns_labels = phase.name in ("alignment", "everything")
-        labels = self._labels([one.scene for one in asked]) if learns_labels else None
+        labels = self._labels([one.scene for one in asked]) if phase.name == "everything" else None
         return replace(self.lesson(asked), labels=labels)
 
     def _to_see(self, phase_number: int, step: int) -> Lesson:

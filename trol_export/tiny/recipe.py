@@ -9,7 +9,7 @@ from trol_benchmarks.world.sampling import Kind
 from trol_export.tiny.packing import Room
 from trol_runtime.model_config import ClipVision, Decoder, ModelConfig, Rope
 
-PhaseName = Literal["tower", "language", "alignment", "decoder", "everything"]
+PhaseName = Literal["tower", "language", "words", "alignment", "decoder", "everything"]
 
 WIDTH = 192
 TOWER = ClipVision(
@@ -129,10 +129,11 @@ class Recipe:
     traversal: bool = True
 
 
-# The released models begin with a tower and a language model that others trained; here both begin with nothing. So two
-# phases come first that stand in for those: the tower learns what the patches of a picture show, the language model
-# how questions and answers are worded. Then come the paper's two steps (section 3.3): first projector and gate, then
-# all; of the second step the tower sits out the longer part, in which it would forget more than it learns.
+# The released models begin with a tower and a language model that others trained; here both begin with nothing. So three
+# phases come first that stand in for those: the tower learns what the patches of a picture show, the language model how
+# questions and answers are worded, the projector which words name what the tower sees. Then come the paper's two steps
+# (section 3.3): first projector and gate, then all; of the second step the tower sits out the longer part, in which it
+# would forget more than it learns.
 RELEASED = Recipe(
     phases=(
         Phase(
@@ -146,8 +147,9 @@ RELEASED = Recipe(
             kinds=("text", "objects", "chart"),
         ),
         Phase("language", 60, batch=16, learning_rate=1e-3, warm_up=20),
-        Phase("alignment", 250, batch=16, learning_rate=2e-3, warm_up=20),
-        Phase("decoder", 3600, batch=16, learning_rate=1e-3, warm_up=50, floor=0.3),
-        Phase("everything", 1200, batch=16, learning_rate=3e-4, warm_up=50),
+        Phase("words", 300, batch=16, learning_rate=3e-3, warm_up=20),
+        Phase("alignment", 100, batch=16, learning_rate=3e-4, warm_up=20),
+        Phase("decoder", 3200, batch=16, learning_rate=1e-3, warm_up=50, floor=0.3),
+        Phase("everything", 1000, batch=16, learning_rate=3e-4, warm_up=50),
     )
 )

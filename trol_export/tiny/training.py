@@ -33,7 +33,8 @@ CLOSED_GATE_BIAS = -20.0  # 0.5 tanh(-20) + 0.5 is 0 in fp32
 TRAINED = {
     "tower": ("vit.", "patch_head."),
     "language": ("model.", "output.", "trol_gating."),
-    "alignment": ("vision_proj.", "trol_gating.", "word_head."),
+    "words": ("vision_proj.", "word_head."),
+    "alignment": ("vision_proj.", "trol_gating."),
     "decoder": ("vision_proj.", "model.", "output.", "trol_gating."),
     "everything": ("vit.", "vision_proj.", "model.", "output.", "trol_gating."),
 }
@@ -162,7 +163,7 @@ class Training:
         if lesson.batch is not None:
             assert found.answers is not None
             loss = answer_loss(*found.answers, lesson.batch)
-        logits = found.words if self.phase.name == "alignment" else found.labels
+        logits = found.words if self.phase.name == "words" else found.labels
         if logits is not None and lesson.labels is not None:
             # Summed over the labels: most are absent from most patches.
             of_labels = F.binary_cross_entropy_with_logits(logits, lesson.labels.float()) * len(LABELS)

@@ -1,4 +1,4 @@
-"""What the projector is taught first: to say what a patch shows in the language model's own words."""
+"""What the projector is taught first: to say what a patch shows in the words of the language model."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from trol_export.tiny.patch_labels import LABELS
 from trol_export.tiny.recipe import Recipe
 
 RECIPE = short_recipe(steps=2, batch=2)
-TOWER, LANGUAGE, ALIGNMENT, DECODER, EVERYTHING = range(5)
+TOWER, LANGUAGE, WORDS, ALIGNMENT, DECODER, EVERYTHING = range(6)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,11 @@ def all_steps(recipe: Recipe = RECIPE) -> Iterator[tuple[int, int]]:
 # What they hold
 
 
-def test_the_tower_learns_from_pictures_and_the_labels_of_their_patches_alone(lessons: Lessons) -> None:
-    found = tensors(lessons.prepare(TOWER, 0))
+@pytest.mark.parametrize("phase", [TOWER, WORDS])
+def test_tower_and_projector_learn_what_is_there_from_pictures_and_the_labels_of_their_patches(
+    lessons: Lessons, phase: int
+) -> None:
+    found = tensors(lessons.prepare(phase, 0))
     assert found.keys() == {"pixel_values", "labels"}
     assert found["pixel_values"].shape == (2, 3, 168, 168)
     assert found["pixel_values"].dtype == torch.float32
@@ -71,8 +74,8 @@ def test_the_language_model_learns_from_all_words_of_questions_without_pictures(
     assert ((lesson.batch.targets != IGNORED) & (lesson.batch.questions == -1)).any()
 
 
-@pytest.mark.parametrize(("phase", "labelled"), [(ALIGNMENT, True), (DECODER, False), (EVERYTHING, True)])
-def test_the_papers_steps_learn_from_answers_and_where_projector_or_tower_learn_to_see_from_labels(
+@pytest.mark.parametrize(("phase", "labelled"), [(ALIGNMENT, False), (DECODER, False), (EVERYTHING, True)])
+def test_the_papers_steps_learn_from_answers_and_while_the_tower_is_trained_from_labels(
     lessons: Lessons, phase: int, labelled: bool
 ) -> None:
     lesson = lessons.prepare(phase, 0)
@@ -85,7 +88,7 @@ def test_the_papers_steps_learn_from_answers_and_where_projector_or_tower_learn_
 
 
 def test_every_lesson_of_a_phase_has_the_same_shapes(lessons: Lessons) -> None:
-    for phase in range(5):
+    for phase in range(6):
         one, other = (tensors(lessons.prepare(phase, step)) for step in (0, 1))
         assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in other.items()}
 
