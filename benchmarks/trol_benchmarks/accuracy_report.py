@@ -6,7 +6,8 @@
 
 Where a family has questions both about what training may have shown and about what it cannot have, its entry also has
 "seen" and "unseen", of the same form; families that read have "seen_typed" and "unseen_typed", too, for some of their
-questions offer the text among lettered options, which chance alone gets right now and then. A run of fewer questions than the set's has an overall "n" below that of the set.
+questions offer the text among lettered options, which chance alone gets right now and then. A run of fewer questions
+than the set's has an overall "n" below that of the set.
 """
 
 from __future__ import annotations

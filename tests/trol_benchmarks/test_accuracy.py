@@ -59,15 +59,13 @@ def test_the_engine_that_answered_is_named_by_its_file_and_its_tokenizer(micro_e
     assert engine.tokenizer_sha256 == hashlib.sha256(bundle.read("tokenizer.json")).hexdigest()
 
 
-def test_an_engine_that_is_replaced_while_it_is_loaded_is_refused(
-    micro_engine: EngineOf, tmp_path: Path
-) -> None:
+def test_an_engine_that_is_replaced_while_it_is_loaded_is_refused(micro_engine: EngineOf, tmp_path: Path) -> None:
     path = tmp_path / "engine.plan"
     shutil.copyfile(micro_engine("internlm2"), path)
     bundle = open_engine(str(path))
     path.unlink()
     shutil.copyfile(micro_engine("internlm2", "fp16"), path)
-    with pytest.raises(EngineFileError, match="replaced while it was being loaded"):
+    with pytest.raises(EngineFileError, match="changed since the file was opened; load it again"):
         ask_engine(bundle, SET, SET.questions)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from trol_benchmarks.world.chance import between, one_of, some_of, whole_between
-from trol_benchmarks.world.contrast import print_stands_out, thing_stands_out
+from trol_benchmarks.world.contrast import Background, print_stands_out, thing_stands_out
 from trol_benchmarks.world.fonts import FONTS, extent
 from trol_benchmarks.world.looks import draw_background, draw_look, draw_shade
 from trol_benchmarks.world.naming import MOST_THINGS

@@ -94,7 +94,9 @@ def _match(attention: nn.Module, config: Decoder) -> None:
     pairs = config.head_dim // 2  # channel i turns with channel i + pairs
     turns = [_PROMPT_TOKENS * config.rope.theta ** (-pair / pairs) for pair in range(pairs)]
     slow = [channel for channel in range(config.head_dim) if turns[channel % pairs] < _LEAST_TURN]
-    of_groups = attention.get_parameter("wqkv.ffn.weight").view(config.kv_heads, -1, config.head_dim, config.hidden_size)
+    of_groups = attention.get_parameter("wqkv.ffn.weight").view(
+        config.kv_heads, -1, config.head_dim, config.hidden_size
+    )
     queries_and_key = of_groups[0, :-1]  # what remains are the values
     queries_and_key[:, slow] = _LIKENESS * torch.randn(len(slow), config.hidden_size)
 

@@ -30,7 +30,6 @@ from trol_runtime.preprocess import preprocess
 from trol_runtime.prompt import official_template
 from trol_runtime.tokenizer import TextTokenizer
 
-
 _STEPS_APART = 30  # between two steps that show a picture
 
 

@@ -129,11 +129,11 @@ class Recipe:
     traversal: bool = True
 
 
-# The released models begin with a tower and a language model that others trained; here both begin with nothing. So three
-# phases come first that stand in for those: the tower learns what the patches of a picture show, the language model how
-# questions and answers are worded, the projector which words name what the tower sees. Then come the paper's two steps
-# (section 3.3): first projector and gate, then all; of the second step the tower sits out the longer part, in which it
-# would forget more than it learns.
+# The released models begin with a tower and a language model that others trained; here both begin with nothing. So
+# three phases come first that stand in for those: the tower learns what the patches of a picture show, the language
+# model how questions and answers are worded, the projector which words name what the tower sees. Then come the paper's
+# two steps (section 3.3): first projector and gate, then all; of the second step the tower sits out the longer part, in
+# which it would forget more than it learns.
 RELEASED = Recipe(
     phases=(
         Phase(

@@ -86,7 +86,9 @@ def _require_compiler() -> None:
     named = shlex.split(os.environ.get("CXX", ""))[:1]
     compilers = named or _COMPILERS
     if not any(map(shutil.which, compilers)):
-        found = f"CXX names {named[0]}, which is not here" if named else f"found no C++ compiler ({', '.join(compilers)})"
+        found = (
+            f"CXX names {named[0]}, which is not here" if named else f"found no C++ compiler ({', '.join(compilers)})"
+        )
         raise TrolError(
             f"{found}; by one, torch fuses operations: install one, or train without, more slowly: --no-compile"
         )

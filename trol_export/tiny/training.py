@@ -157,7 +157,7 @@ class Training:
         return Metrics(phase.name, number, loss.item(), rate)
 
     def _loss(self, lesson: Lesson) -> Tensor:
-        """Of the answers, and of what the patches show: the tower's in its own words, or the projector's in language."""
+        """Of the answers, and of what patches show: as the tower's head has it, or as the projector words it."""
         found = self.model.in_bfloat16(lesson, self.recipe.traversal, self.phase.name in ("tower", "everything"))
         loss = torch.zeros(())
         if lesson.batch is not None:

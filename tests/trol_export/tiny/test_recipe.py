@@ -70,7 +70,14 @@ def test_the_longest_row_of_the_training_is_within_the_positions(config: ModelCo
 
 
 def test_the_papers_two_steps_come_in_their_order_behind_what_stands_in_for_pretrained_parts() -> None:
-    assert [phase.name for phase in RELEASED.phases] == ["tower", "language", "words", "alignment", "decoder", "everything"]
+    assert [phase.name for phase in RELEASED.phases] == [
+        "tower",
+        "language",
+        "words",
+        "alignment",
+        "decoder",
+        "everything",
+    ]
     assert set(TRAINED) == {phase.name for phase in RELEASED.phases}
 
 

@@ -393,9 +393,7 @@ def test_without_a_compiler_it_says_how_to_do_without(
     assert not folder.exists()
 
 
-def test_without_matplotlib_it_says_what_to_install(
-    run: Train, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_it_says_what_to_install(run: Train, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "NEEDED", ("torch", "matplotlib_that_is_not_there"))
     assert run() == (
         1,

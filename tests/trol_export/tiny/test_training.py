@@ -288,7 +288,11 @@ def test_bfloat16_changes_what_is_computed_by_its_rounding_alone() -> None:
         exact, rounded = training.model(lesson, True, False), training.model.in_bfloat16(lesson, True)
     assert exact.answers is not None
     assert rounded.answers is not None
-    for one, other in ((exact.labels, rounded.labels), (exact.words, rounded.words), (exact.answers[0], rounded.answers[0])):
+    for one, other in (
+        (exact.labels, rounded.labels),
+        (exact.words, rounded.words),
+        (exact.answers[0], rounded.answers[0]),
+    ):
         assert one is not None
         assert other is not None
         assert one.dtype == other.dtype == torch.float32
