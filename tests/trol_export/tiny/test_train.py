@@ -346,6 +346,7 @@ def test_going_on_under_other_conditions_is_said(run: Train, folder: Path) -> No
 
 
 @pytest.mark.slow  # torch compiles a minute
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
 def test_compiled_layers_give_the_same_bits_in_every_run_and_after_an_interruption(
     folder: Path, for_once: ForOnce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
