@@ -41,8 +41,8 @@ TRAINED = {
 
 
 class Outcome(NamedTuple):
-    """labels: logits of LABELS for every patch (b * patches, labels), None without pictures
-    words: the same as the image embeddings say it, None without pictures
+    """labels: logits of LABELS for every patch (b * patches, labels), None where the lesson has no labels
+    words: the same as the image embeddings say it
     answers: logits and indices of `predictions`, None without questions
     """
 
@@ -70,11 +70,11 @@ class TinyModel(nn.Module):
         if lesson.pixel_values is not None:
             with torch.set_grad_enabled(tower_learns and torch.is_grad_enabled()):
                 features = self.trol.vision_features(lesson.pixel_values.to(self.patch_head.weight.dtype))
-            labels = self.patch_head(features).float()
             embeds = self.trol.vision_proj(features)
-            table = self.trol.embedding.weight
-            assert isinstance(table, Tensor)
-            words = self.word_head(embeds, table)
+            if lesson.labels is not None:
+                table = self.trol.embedding.weight
+                assert isinstance(table, Tensor)
+                labels, words = self.patch_head(features).float(), self.word_head(embeds, table)
         if lesson.batch is not None:
             answers = predictions(self.trol, lesson.batch, embeds, traversal=traversal)
         return Outcome(labels, words, answers)
@@ -163,8 +163,9 @@ class Training:
         if lesson.batch is not None:
             assert found.answers is not None
             loss = answer_loss(*found.answers, lesson.batch)
-        logits = found.words if self.phase.name == "words" else found.labels
-        if logits is not None and lesson.labels is not None:
+        if lesson.labels is not None:
+            logits = found.words if self.phase.name == "words" else found.labels
+            assert logits is not None
             # Summed over the labels: most are absent from most patches.
             of_labels = F.binary_cross_entropy_with_logits(logits, lesson.labels.float()) * len(LABELS)
             loss = loss + self.recipe.patch_share * of_labels

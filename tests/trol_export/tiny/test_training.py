@@ -162,8 +162,8 @@ def test_norms_begin_as_the_identity_and_matrices_small(uninterrupted: Run) -> N
         elif "norm" in name:
             assert (weight == 1).all(), name
         elif "lora_B" not in name and "trol_gating" not in name:
-            # The table of positions holds waves.
-            assert 0.001 < weight.std() < (0.5 if "position" in name else 0.1), name
+            # The table of positions holds waves, that of words what layers are not to drown.
+            assert 0.001 < weight.std() < (0.5 if "position" in name or "tok_embeddings" in name else 0.1), name
 
 
 # The loss
@@ -283,7 +283,7 @@ def test_without_traversal_the_released_gate_is_closed_and_everything_else_as_tr
 
 def test_bfloat16_changes_what_is_computed_by_its_rounding_alone() -> None:
     training = Training(short_recipe())
-    lesson = training.lessons.prepare(3, 0)
+    lesson = training.lessons.prepare(ALL_PHASES.index("everything"), 0)
     with torch.inference_mode():
         exact, rounded = training.model(lesson, True, False), training.model.in_bfloat16(lesson, True)
     assert exact.answers is not None
