@@ -6,7 +6,8 @@ their own, and two heads of every layer begin by looking one patch to the left a
 
 Nor are the decoder's: it takes long to find out that a word of a question has to do with the patches that show what it
 means, and nothing can be learned from pictures before. So half of the heads begin by looking at what is like the token
-itself, and forms of a word begin alike.
+itself, two of each of the first two layers look at the tokens right before it, and what a head looks at it copies: a
+part of its embedding, by which the head of the model knows words. Forms of a word begin alike.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from trol_export.tiny.tokenizer import SPACE
-from trol_graphs.decoder_internlm2 import InternLM2Trunk
+from trol_graphs.model import TroLInternLM2
 from trol_graphs.vision_clip import ClipVisionModel
 from trol_runtime.model_config import ClipVision, Decoder, ModelConfig
 
 DEVIATION = 0.02
 TOWER_DEVIATION = 0.05
+EMBEDDING_DEVIATION = 0.1  # more than the layers add at first: what a token is must not drown in it
 BRANCH_SHARE = 0.5  # of the deviation, in matrices that end a residual branch: at first layers change little
 
 # How sharply a head looks at its neighbour: most of its attention, as scores are waves' products of up to 8 and below.
@@ -33,6 +35,12 @@ _NEIGHBOURS = (((-1, 0), (1, 0)), ((0, -1), (0, 1)))  # (columns, rows) away, of
 _LIKENESS = 0.09
 # Rotary embedding turns a token's channels by its place, the slow ones so little that likeness outlasts a whole prompt.
 _PROMPT_TOKENS, _LEAST_TURN = 400, 0.1  # radians
+
+# The channel that every word has alike, and how sharply heads look back by it: the token so many places back is
+# likelier by a factor of e**3 than its neighbours, by the channels that turn most.
+_ALIKE, _RECALL, _QUICK = 0.4, 1.4, 6
+# Of values and outputs, whose numbers are then about as large as random ones.
+_TAKEN, _ADDED = 0.2, 0.15
 
 
 def initialise(model: nn.Module, config: ModelConfig, vocabulary: Mapping[str, int], seed: int) -> None:
@@ -47,10 +55,17 @@ def initialise(model: nn.Module, config: ModelConfig, vocabulary: Mapping[str, i
         tower = next(part for part in model.modules() if isinstance(part, ClipVisionModel))
         assert isinstance(config.vision, ClipVision)
         _place(tower, config.vision)
-        trunk = next(part for part in model.modules() if isinstance(part, InternLM2Trunk))
-        _write_alike(trunk.tok_embeddings.weight, vocabulary)
-        for layer in trunk.layers:
-            _match(layer.get_submodule("attention"), config.decoder)
+        trol = next(part for part in model.modules() if isinstance(part, TroLInternLM2))
+        table = trol.model.tok_embeddings.weight
+        _write_alike(table, vocabulary)
+        table[:, 0] = _ALIKE
+        attentions = [layer.get_submodule("attention") for layer in trol.layers]
+        for attention in attentions:
+            _match(attention, config.decoder)
+            _copy(attention, config.decoder)
+        for attention in attentions[:2]:
+            _look_back(attention, config.decoder)
+        trol.output.weight.copy_(table[:-1] * (DEVIATION / EMBEDDING_DEVIATION))
 
 
 def _fill(name: str, parameter: Tensor) -> None:
@@ -60,9 +75,14 @@ def _fill(name: str, parameter: Tensor) -> None:
     elif parameter.dim() == 1 and "class_embedding" not in name:
         parameter.fill_(1.0)
     else:
-        deviation = TOWER_DEVIATION if ".encoder.layers." in name or "patch_embedding" in name else DEVIATION
         ends_branch = name.endswith(("out_proj.weight", "fc2.weight", "wo.ffn.weight", "w2.ffn.weight"))
-        parameter.normal_(std=deviation * (BRANCH_SHARE if ends_branch else 1.0))
+        parameter.normal_(std=_deviation(name) * (BRANCH_SHARE if ends_branch else 1.0))
+
+
+def _deviation(name: str) -> float:
+    if "tok_embeddings" in name:
+        return EMBEDDING_DEVIATION
+    return TOWER_DEVIATION if ".encoder.layers." in name or "patch_embedding" in name else DEVIATION
 
 
 def _place(tower: ClipVisionModel, config: ClipVision) -> None:
@@ -91,14 +111,44 @@ def _write_alike(table: Tensor, vocabulary: Mapping[str, int]) -> None:
 
 def _match(attention: nn.Module, config: Decoder) -> None:
     """The queries of the first key/value head are made as its keys are, in the channels that hardly turn."""
-    pairs = config.head_dim // 2  # channel i turns with channel i + pairs
-    turns = [_PROMPT_TOKENS * config.rope.theta ** (-pair / pairs) for pair in range(pairs)]
-    slow = [channel for channel in range(config.head_dim) if turns[channel % pairs] < _LEAST_TURN]
-    of_groups = attention.get_parameter("wqkv.ffn.weight").view(
-        config.kv_heads, -1, config.head_dim, config.hidden_size
-    )
-    queries_and_key = of_groups[0, :-1]  # what remains are the values
+    turns = [_PROMPT_TOKENS * turn for turn in _turns(config)]
+    slow = [channel for channel in range(config.head_dim) if turns[channel % len(turns)] < _LEAST_TURN]
+    queries_and_key = _of_groups(attention, config)[0, :-1]
     queries_and_key[:, slow] = _LIKENESS * torch.randn(len(slow), config.hidden_size)
+
+
+def _look_back(attention: nn.Module, config: Decoder) -> None:
+    """The queries of the last key/value head read a channel that every word has alike, and find it so many tokens back.
+
+    Keys are the same for all words then, but for how far rotary embedding turned them; queries are turned back.
+    """
+    *queries, key, _ = _of_groups(attention, config)[-1]
+    turns = _turns(config)
+    for channel, turn in enumerate(turns[:_QUICK]):
+        key[[channel, channel + len(turns)], 0] = torch.tensor([_RECALL, 0.0])
+        for back, query in enumerate(queries, start=1):
+            angle = torch.tensor(back * turn)
+            query[[channel, channel + len(turns)], 0] = _RECALL * torch.stack((angle.cos(), -angle.sin()))
+
+
+def _copy(attention: nn.Module, config: Decoder) -> None:
+    """The heads of a key/value head add what they look at, projected onto as many directions as they are wide."""
+    of_heads = attention.get_parameter("wo.ffn.weight").view(config.hidden_size, config.kv_heads, -1, config.head_dim)
+    for group, weights in enumerate(_of_groups(attention, config)):
+        directions, _ = torch.linalg.qr(torch.randn(config.hidden_size, config.head_dim))
+        weights[-1] = _TAKEN * directions.T
+        of_heads[:, group] = _ADDED * directions[:, None]
+
+
+def _of_groups(attention: nn.Module, config: Decoder) -> Tensor:
+    """Queries, key and value of each key/value head: (kv heads, queries + 2, head width, hidden size)."""
+    return attention.get_parameter("wqkv.ffn.weight").view(config.kv_heads, -1, config.head_dim, config.hidden_size)
+
+
+def _turns(config: Decoder) -> list[float]:
+    """By how much rotary embedding turns channels i and i + half of the head's width from a token to the next."""
+    pairs = config.head_dim // 2
+    return [config.rope.theta ** (-pair / pairs) for pair in range(pairs)]
 
 
 def _frequencies(channels: int) -> Tensor:

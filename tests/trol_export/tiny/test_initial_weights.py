@@ -1,6 +1,8 @@
-"""The weights before training: random ones of a seed, and a tower that knows which patches are neighbours."""
+"""The weights before training: random ones of a seed, in a tower and a decoder that know where to look."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from trol_export.tiny.initial_weights import _shift, _waves
 from trol_export.tiny.lessons import tokenizer_and_config
 from trol_export.tiny.tokenizer import SPACE
 from trol_export.tiny.training import TinyModel
-from trol_runtime.model_config import Decoder
+from trol_graphs.layer_context import LayerContext
 from trol_runtime.rope import rope_rows
 
 GRID, CHANNELS = 12, 64
+DECODER = tokenizer_and_config()[1].decoder
 
 
 def tiny_model(seed: int) -> TinyModel:
@@ -87,21 +90,55 @@ def test_a_word_begins_with_one_embedding_with_a_space_before_it_and_without(mod
 def test_half_of_the_decoders_heads_look_for_what_is_like_the_token_however_far_away(
     model: TinyModel, distance: int
 ) -> None:
-    config = tokenizer_and_config()[1].decoder
-    x = torch.from_numpy(np.random.default_rng(1).standard_normal((50, config.hidden_size)).astype(np.float32))
-    attention = model.trol.get_submodule("model.layers.0.attention")
-    with torch.no_grad():
-        own = attention.get_submodule("wqkv.ffn")(x).reshape(50, config.kv_heads, 4, config.head_dim)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((50, DECODER.hidden_size)).astype(np.float32))
     for group, finds in ((0, True), (1, False)):
-        for head in range(2):
-            q = rotated(own[:, group, head], config, position=distance)
-            k = rotated(own[:, group, 2], config, position=0)
-            on_itself = (q @ k.T / config.head_dim**0.5).softmax(1).diagonal().mean()
+        *queries, keys = queries_and_keys(model, 2, group, x)
+        for q in queries:
+            q_there, k = rotated(q, [distance] * 50), rotated(keys, [0] * 50)
+            on_itself = (q_there @ k.T / DECODER.head_dim**0.5).softmax(1).diagonal().mean()
             assert on_itself > 0.2 if finds else on_itself < 0.03  # of 50 that are all alike: 0.02
 
 
-def rotated(x: torch.Tensor, config: Decoder, position: int) -> torch.Tensor:
-    """Queries or keys (n, head width) as they are at a position."""
-    cos, sin = (torch.from_numpy(table)[0, 0] for table in rope_rows(config, np.array([[position]]), 1))
+@pytest.mark.parametrize("layer", [0, 1])
+def test_two_heads_of_the_first_layers_look_at_the_token_before_and_the_one_before_that(
+    model: TinyModel, layer: int
+) -> None:
+    count = 300
+    x = normalised(model.trol.get_parameter("model.tok_embeddings.weight")[:count].detach())
+    *queries, keys = queries_and_keys(model, layer, 1, x)
+    k = rotated(keys, range(count))
+    later = torch.ones(count, count, dtype=torch.bool).triu(1)
+    for back, q in enumerate(queries, start=1):
+        scores = (rotated(q, range(count)) @ k.T / DECODER.head_dim**0.5).masked_fill(later, -torch.inf)
+        shares = scores.softmax(1).diagonal(-back)
+        assert shares.median() > 0.7
+        assert (shares > 0.3).float().mean() > 0.9  # what is random in queries and keys makes some miss it
+
+
+def test_what_a_decoder_layer_looks_at_is_known_again_by_the_models_head(model: TinyModel) -> None:
+    table = model.trol.get_parameter("model.tok_embeddings.weight")[:-1].detach()
+    alone = LayerContext(len(table), 1, torch.ones(len(table), 1, 24), torch.zeros(len(table), 1, 24))
+    for layer in range(DECODER.layers):
+        with torch.no_grad():
+            looked_at = model.trol.get_submodule(f"model.layers.{layer}.attention")(normalised(table), alone)
+            logits = model.trol.get_submodule("output")(looked_at)
+        # Forms of a word share an embedding: the best logit, not the only one.
+        assert (logits.diagonal() == logits.max(1).values).float().mean() > 0.99
+
+
+def queries_and_keys(model: TinyModel, layer: int, group: int, x: torch.Tensor) -> list[torch.Tensor]:
+    """The queries of a key/value head, then its keys, of x (n, hidden): each (n, head width)."""
+    with torch.no_grad():
+        found = model.trol.get_submodule(f"model.layers.{layer}.attention.wqkv.ffn")(x)
+    return list(found.reshape(len(x), DECODER.kv_heads, -1, DECODER.head_dim)[:, group, :-1].unbind(1))
+
+
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    return x / x.square().mean(1, keepdim=True).sqrt()
+
+
+def rotated(x: torch.Tensor, positions: Iterable[int]) -> torch.Tensor:
+    """Queries or keys (n, head width) as they are at these positions."""
+    cos, sin = (torch.from_numpy(table)[0] for table in rope_rows(DECODER, np.array([list(positions)]), 1))
     first, second = x.chunk(2, dim=1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=1)
