@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -18,12 +19,18 @@ from trol_benchmarks.world.scene import COLOURS, SHAPES, Print, Scene, Thing
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MIDDLE, TALLEST = "middle of a thing", "tallest bar"
-# Places are counted from the left, as descriptions and readers go.
+# Places are counted from the left, as descriptions and readers go; those of things from above, too.
 THING_PLACES = tuple(f"thing {place}" for place in range(MOST_THINGS))
+THING_HEIGHTS = tuple(f"thing {place} from above" for place in range(MOST_THINGS))
+OF_COLOUR = tuple(f"{count} of its colour" for count in range(1, MOST_THINGS + 1))
+OF_SHAPE = tuple(f"{count} of its shape" for count in range(1, MOST_THINGS + 1))
 BAR_PLACES = tuple(f"bar {place}" for place in range(MOST_BARS))
 CHARACTER_PLACES = tuple(f"character {place}" for place in range(5))
 # One label each: a patch may show several things at once.
-LABELS = (*COLOURS, *SHAPES, MIDDLE, *THING_PLACES, *BAR_PLACES, TALLEST, *CHARACTERS, *CHARACTER_PLACES)
+LABELS = (
+    *(*COLOURS, *SHAPES, MIDDLE, *THING_PLACES, *THING_HEIGHTS, *OF_COLOUR, *OF_SHAPE),
+    *(*BAR_PLACES, TALLEST, *CHARACTERS, *CHARACTER_PLACES),
+)
 _NUMBER = {label: number for number, label in enumerate(LABELS)}
 
 _LEAST_SHARE = 0.2  # of a patch that something must cover to be a label of it
@@ -37,11 +44,11 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.bool_]:
     def mark(box: Box, *names: str) -> None:
         labels[np.ix_(_covered(box, grid, axis=1), _covered(box, grid, axis=0))] |= _labelled(*names)
 
-    from_left = sorted(scene.things, key=lambda thing: (thing.x, thing.y))
-    for place, thing in zip(THING_PLACES, from_left, strict=False):
-        labels[_drawn_patches(thing, grid)] |= _labelled(thing.colour, thing.shape, place)
+    for thing in scene.things:
+        names = (thing.colour, thing.shape, *_among(thing, scene.things))
+        labels[_drawn_patches(thing, grid)] |= _labelled(*names)
         middle = min(int(thing.y * grid), grid - 1), min(int(thing.x * grid), grid - 1)
-        labels[middle] |= _labelled(thing.colour, thing.shape, place, MIDDLE)
+        labels[middle] |= _labelled(*names, MIDDLE)
     for printed in scene.prints:
         for place, character, box in zip(CHARACTER_PLACES, printed.text, _character_boxes(printed), strict=False):
             mark(box, printed.colour, character, place)
@@ -50,6 +57,16 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.bool_]:
         for place, bar, box in zip(BAR_PLACES, scene.chart.bars, bar_boxes(scene.chart), strict=False):
             mark(box, bar.colour, place, *([TALLEST] if bar is tallest else []))
     return labels.reshape(grid * grid, len(LABELS))
+
+
+def _among(thing: Thing, things: Sequence[Thing]) -> tuple[str, ...]:
+    """Labels of a thing that depend on the others: what questions of place and number ask for."""
+    return (
+        THING_PLACES[sum((other.x, other.y) < (thing.x, thing.y) for other in things)],
+        THING_HEIGHTS[sum((other.y, other.x) < (thing.y, thing.x) for other in things)],
+        OF_COLOUR[sum(other.colour == thing.colour for other in things) - 1],
+        OF_SHAPE[sum(other.shape == thing.shape for other in things) - 1],
+    )
 
 
 def _covered(box: Box, grid: int, axis: int) -> NDArray[np.intp]:

@@ -14,9 +14,17 @@ from trol_benchmarks.world.picture import draw
 from trol_benchmarks.world.sampling import sample_scene
 from trol_benchmarks.world.scene import COLOURS, SHAPES, Bar, Chart, Look, Print, Scene, Thing
 from trol_benchmarks.world.splits import NUMBERS
-from trol_export.tiny.patch_labels import CHARACTER_PLACES, CHARACTERS, LABELS, MIDDLE, TALLEST, patch_labels
+from trol_export.tiny.patch_labels import (
+    CHARACTER_PLACES,
+    CHARACTERS,
+    LABELS,
+    MIDDLE,
+    TALLEST,
+    patch_labels,
+)
 
 GRID, PATCH = 12, 14
+ALONE = ("thing 0", "thing 0 from above", "1 of its colour", "1 of its shape")  # labels of the only thing
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 LOOK = Look(GRID * PATCH, (BLACK, BLACK))
 
@@ -77,22 +85,32 @@ def test_the_patches_of_a_thing_have_its_colour_its_shape_and_its_place() -> Non
     # From 0.323 to 0.677 of the side, which is from patch 3.88 to 8.12: an eighth of a patch is too little.
     scene = Scene(LOOK, (thing("red square", 0.5, 0.5, 0.5),))
     inside = rectangle(range(4, 8), range(4, 8))
-    assert labelled(scene) == {"red": inside, "square": inside, "thing 0": inside, MIDDLE: {(6, 6)}}
+    assert labelled(scene) == {"red": inside, "square": inside, **dict.fromkeys(ALONE, inside), MIDDLE: {(6, 6)}}
 
 
 def test_things_of_one_colour_share_its_label_and_keep_their_shapes_apart() -> None:
     scene = Scene(LOOK, (thing("blue star", 0.25, 0.25, 0.2), thing("blue ring", 0.75, 0.75, 0.2)))
     found = labelled(scene)
-    assert found.keys() == {"blue", "star", "ring", "thing 0", "thing 1", MIDDLE}
+    of_both = {"blue", "2 of its colour", "1 of its shape", MIDDLE}
+    assert found.keys() == of_both | {"star", "thing 0", "thing 0 from above", "ring", "thing 1", "thing 1 from above"}
     assert found["blue"] == found["star"] | found["ring"]
     assert not found["star"] & found["ring"]
 
 
-def test_things_are_counted_from_the_left_whatever_their_order_in_the_scene() -> None:
+def test_things_are_counted_from_the_left_and_from_above_whatever_their_order_in_the_scene() -> None:
     right, left = thing("blue star", 0.75, 0.2, 0.2), thing("red ring", 0.25, 0.7, 0.2)
     found = labelled(Scene(LOOK, (right, left)))
-    assert found["thing 0"] == found["red"]
-    assert found["thing 1"] == found["blue"]
+    assert found["thing 0"] == found["thing 1 from above"] == found["red"]
+    assert found["thing 1"] == found["thing 0 from above"] == found["blue"]
+
+
+def test_a_thing_tells_how_many_there_are_of_its_colour_and_of_its_shape() -> None:
+    places = {"red ring": 0.15, "red star": 0.38, "blue star": 0.62, "green star": 0.85}
+    found = labelled(Scene(LOOK, tuple(thing(name, x, 0.5, 0.2) for name, x in places.items())))
+    assert found["2 of its colour"] == found["red"]
+    assert found["1 of its colour"] == found["blue"] | found["green"]
+    assert found["3 of its shape"] == found["star"]
+    assert found["1 of its shape"] == found["ring"]
 
 
 def test_the_middle_of_a_ring_is_labelled_although_nothing_is_drawn_there() -> None:
@@ -114,7 +132,7 @@ def test_a_patch_on_which_two_things_lie_has_the_labels_of_both() -> None:
 )
 def test_a_thing_too_small_for_any_patch_labels_the_one_it_lies_on(x: float, y: float, patch: tuple[int, int]) -> None:
     found = labelled(Scene(LOOK, (thing("white moon", x, y, 0.02),)))
-    assert found == {label: {patch} for label in ("white", "moon", "thing 0", MIDDLE)}
+    assert found == {label: {patch} for label in ("white", "moon", *ALONE, MIDDLE)}
 
 
 def test_a_patch_that_shows_nothing_has_no_label() -> None:
