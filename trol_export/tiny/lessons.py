@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from trol_benchmarks.world.chance import one_of
+from trol_benchmarks.world.description import describe
 from trol_benchmarks.world.picture import draw
-from trol_benchmarks.world.questions import Question, ask, vocabulary_texts
+from trol_benchmarks.world.questions import FORM_SHARES, Question, ask, vocabulary_texts
 from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import Split
@@ -31,6 +32,7 @@ from trol_runtime.prompt import official_template
 from trol_runtime.tokenizer import TextTokenizer
 
 _STEPS_APART = 30  # between two steps that show a picture
+_NOT_TOLD = ("position", "tallest_bar")  # what descriptions do not answer
 
 
 class Asked(NamedTuple):
@@ -74,10 +76,9 @@ class Lessons:
         if phase.name == "words":
             scenes = [sample_scene(rng, "train", one_of(rng, phase.kinds)) for _ in range(phase.batch)]
             return Lesson(self._pixel_values(scenes), None, self._labels(scenes))
-        asked = self.asked(rng, "train", phase.kinds, phase.batch)
+        asked = self.asked(rng, "train", phase.kinds, phase.batch, self.recipe.form_shares)
         if phase.name == "language":
-            rows = [one.questions for one in asked]
-            return Lesson(None, self.text_packer.pack(rows, self.recipe.room, whole_text=True))
+            return Lesson(None, self.text_packer.pack([_told(*one) for one in asked], self.recipe.room))
         labels = self._labels([one.scene for one in asked]) if phase.name == "everything" else None
         return replace(self.lesson(asked), labels=labels)
 
@@ -107,10 +108,17 @@ class Lessons:
         batch = self.packer.pack([one.questions for one in asked], self.recipe.room)
         return Lesson(self._pixel_values([one.scene for one in asked]), batch)
 
-    def asked(self, rng: np.random.Generator, split: Split, kinds: Sequence[Kind], count: int) -> list[Asked]:
+    def asked(
+        self,
+        rng: np.random.Generator,
+        split: Split,
+        kinds: Sequence[Kind],
+        count: int,
+        form_shares: Sequence[float] = FORM_SHARES,
+    ) -> list[Asked]:
         """`count` new scenes with questions."""
         scenes = [sample_scene(rng, split, one_of(rng, kinds)) for _ in range(count)]
-        return [Asked(scene, ask(rng, scene, self.recipe.questions)) for scene in scenes]
+        return [Asked(scene, ask(rng, scene, self.recipe.questions, form_shares)) for scene in scenes]
 
     def _labels(self, scenes: Sequence[Scene]) -> Tensor:
         return torch.from_numpy(np.concatenate([patch_labels(scene, self.config.vision.grid) for scene in scenes]))
@@ -123,6 +131,13 @@ def _scene_to_see(rng: np.random.Generator, phase: Phase) -> Scene:
     if rng.random() < phase.crowded:
         return crowded_scene(rng)
     return sample_scene(rng, "train", one_of(rng, phase.kinds))
+
+
+def _told(scene: Scene, questions: Sequence[Question]) -> list[Question]:
+    """The same questions about a picture that is described instead of shown."""
+    description = describe(scene)
+    answered = [question for question in questions if question.family not in _NOT_TOLD]
+    return [replace(question, text=f"{description}\n{question.text}") for question in answered]
 
 
 def tokenizer_and_config() -> tuple[dict[str, Any], ModelConfig]:

@@ -91,15 +91,12 @@ class Packer:
         answer = [*self.tokenizer.encode_text(question.answer), self.tokenizer.turn_end_id]
         return Conversation(prompt[len(self.shared) :], answer)
 
-    def pack(self, rows: Sequence[Sequence[Question]], room: Room, *, whole_text: bool = False) -> Batch:
-        """One row of the batch for each row of questions, with as many of them, in order, as there is room for.
-
-        whole_text: asks for the words of questions too
-        """
+    def pack(self, rows: Sequence[Sequence[Question]], room: Room) -> Batch:
+        """One row of the batch for each row of questions, with as many of them, in order, as there is room for."""
         shared = len(self.shared)
         arrays = _Arrays(len(rows), shared, shared + room.prompts, room.answers)
         for number, row in enumerate(rows):
-            arrays.fill(number, self.shared, list(self._fitting(row, room)), whole_text)
+            arrays.fill(number, self.shared, list(self._fitting(row, room)))
         return arrays.batch()
 
     def _fitting(self, row: Sequence[Question], room: Room) -> Iterator[tuple[int, Conversation]]:
@@ -128,7 +125,7 @@ class _Arrays:
         # Of each token, its question: 0 for the shared beginning, -1 for filling.
         self.owners = np.full(shape, -1, np.int64)
 
-    def fill(self, row: int, shared: Ids, conversations: Sequence[tuple[int, Conversation]], whole_text: bool) -> None:
+    def fill(self, row: int, shared: Ids, conversations: Sequence[tuple[int, Conversation]]) -> None:
         self._put(row, 0, shared, 0, 0)
         prompt_end, answer_end = len(shared), self.prompt_tokens
         for number, conversation in conversations:
@@ -141,10 +138,6 @@ class _Arrays:
             # A question of one token counts as much as half of a description of four.
             self.weights[row, predictors] = len(answer) ** -0.5
             self.questions[row, predictors] = number
-            if whole_text:
-                words = slice(prompt_end - len(prompt), prompt_end - 1)
-                self.targets[row, words] = prompt[1:]
-                self.weights[row, words] = len(prompt) ** -0.5
 
     def _put(self, row: int, start: int, ids: Ids, position: int, owner: int) -> int:
         end = start + len(ids)

@@ -115,6 +115,7 @@ class Recipe:
     seed:      of the first weights and of every scene
     patch_share: weight of the patches' labels in the loss, beside answers, where tower or projector learn by them
     questions: drawn for a picture, of which there is room for most
+    form_shares: of those forms; lettered options take longest to learn and are asked more often than in the test
     traversal: False trains the same network with one pass over the prompt, as any decoder
     """
 
@@ -122,6 +123,7 @@ class Recipe:
     seed: int = 0
     patch_share: float = 0.5
     questions: int = 12
+    form_shares: tuple[float, float, float] = (0.3, 0.2, 0.5)
     room: Room = ROOM
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -131,9 +133,9 @@ class Recipe:
 
 # The released models begin with a tower and a language model that others trained; here both begin with nothing. So
 # three phases come first that stand in for those: the tower learns what the patches of a picture show, the language
-# model how questions and answers are worded, the projector which words name what the tower sees. Then come the paper's
-# two steps (section 3.3): first projector and gate, then all; of the second step the tower sits out the longer part, in
-# which it would forget more than it learns.
+# model to answer questions about pictures that are described to it, the projector which words name what the tower
+# sees. Then come the paper's two steps (section 3.3): first projector and gate, then all; of the second step the tower
+# sits out the longer part, in which it would forget more than it learns.
 RELEASED = Recipe(
     phases=(
         Phase(
@@ -146,7 +148,7 @@ RELEASED = Recipe(
             shown=3,
             kinds=("text", "objects", "chart"),
         ),
-        Phase("language", 60, batch=16, learning_rate=1e-3, warm_up=20),
+        Phase("language", 700, batch=16, learning_rate=1e-3, warm_up=20),
         Phase("words", 300, batch=16, learning_rate=3e-3, warm_up=20),
         Phase("alignment", 100, batch=16, learning_rate=3e-4, warm_up=20),
         Phase("decoder", 3200, batch=16, learning_rate=1e-3, warm_up=50, floor=0.3),

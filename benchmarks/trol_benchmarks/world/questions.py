@@ -21,7 +21,7 @@ FAMILIES = ("colour", "shape", "count", "position", "existence", "tallest_bar", 
 READ = ("number", "word")  # the families that read
 FORMS = ("plain", "short", "letter")
 
-_FORM_SHARES = (0.4, 0.3, 0.3)  # of plain, short, letter
+FORM_SHARES = (0.4, 0.3, 0.3)  # of plain, short, letter
 _APART = 0.15  # of the side: things nearer to each other on an axis are not compared on it
 _TALLER = 0.05  # of the chart's height: how far the tallest bar stands out at least
 # How often a count is asked for where a scene has it: every scene lacks some shapes, few have six things.
@@ -62,18 +62,23 @@ class Question:
     options: tuple[str, ...] = ()
 
 
-def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:
+def ask(
+    rng: np.random.Generator, scene: Scene, count: int, form_shares: Sequence[float] = FORM_SHARES
+) -> list[Question]:
     """Up to `count` different questions, of all families possible in turn; at most one description.
 
     About a scene of the train split they name no pair, word or number that training is not to see; an option that is
     wrong may make such a pair with what the question names.
+
+    form_shares: how likely each of FORMS is
     """
     questions: dict[str, Question] = {}
     families: Sequence[str] = possible(scene)
     while families and len(questions) < count:
         before = len(questions)
         for family in _shuffled(rng, families)[: count - before]:
-            question = ask_family(rng, scene, family)
+            form = None if family == "description" else FORMS[_drawn(rng, form_shares)]
+            question = ask_family(rng, scene, family, form)
             if question is not None:
                 questions.setdefault(question.text, question)
         if len(questions) == before:
@@ -100,7 +105,7 @@ def ask_family(rng: np.random.Generator, scene: Scene, family: str, form: str | 
     if family == "description":
         text = one_of(rng, phrases.DESCRIPTION)
         return Question(family, "plain", text, describe(scene)) if form in (None, "plain") else None
-    return _in_form(rng, family, form or FORMS[_drawn(rng, _FORM_SHARES)], _ASK[family](rng, scene))
+    return _in_form(rng, family, form or FORMS[_drawn(rng, FORM_SHARES)], _ASK[family](rng, scene))
 
 
 def vocabulary_texts() -> list[str]:

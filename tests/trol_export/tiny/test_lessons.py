@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from short_recipe import short_recipe
+from trol_benchmarks.world.description import describe
+from trol_benchmarks.world.questions import FORMS, Question, ask
 from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import Split, belongs
@@ -65,13 +68,32 @@ def test_tower_and_projector_learn_what_is_there_from_pictures_and_the_labels_of
     assert found["labels"].any()
 
 
-def test_the_language_model_learns_from_all_words_of_questions_without_pictures(lessons: Lessons) -> None:
+def test_the_language_model_learns_from_pictures_that_are_described_instead_of_shown(
+    lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = recorded_scenes(monkeypatch)
     lesson = lessons.prepare(LANGUAGE, 0)
     assert lesson.pixel_values is None
     assert lesson.labels is None
     assert lesson.batch is not None
     assert lessons.config.image_token_id not in lesson.batch.ids
-    assert ((lesson.batch.targets != IGNORED) & (lesson.batch.questions == -1)).any()
+    for row, scene in enumerate(scenes):
+        ids, described = (
+            " ".join(map(str, found))
+            for found in (lesson.batch.ids[row].tolist(), lessons.text_packer.tokenizer.encode_text(describe(scene)))
+        )
+        assert ids.count(described) > 1  # each question has it, and so has the answer of a description
+
+
+def test_nothing_is_asked_that_a_description_does_not_answer() -> None:
+    families = {"colour", "shape", "count", "existence", "number", "word", "description"}
+    scenes = [sample_scene(np.random.default_rng(0), "train", kind) for kind in ("objects", "text", "chart")]
+    for scene in scenes:
+        rng = np.random.default_rng(0)
+        asked = ask(rng, scene, 12)
+        told = lessons_module._told(scene, asked)
+        assert [question.family for question in told] == [one.family for one in asked if one.family in families]
+        assert all(question.text.startswith(f"{describe(scene)}\n") for question in told)
 
 
 @pytest.mark.parametrize(("phase", "labelled"), [(ALIGNMENT, False), (DECODER, False), (EVERYTHING, True)])
@@ -133,6 +155,26 @@ def test_scenes_to_validate_with_belong_to_the_split_asked_for(lessons: Lessons)
     asked = lessons.asked(np.random.default_rng(0), "validation", ("objects", "text", "chart"), 12)
     assert all(belongs(scene, "validation") for scene, _ in asked)
     assert all(0 < len(questions) <= RECIPE.questions for _, questions in asked)
+
+
+@pytest.mark.parametrize(("shares", "form"), [((1.0, 0.0, 0.0), "plain"), ((0.0, 0.0, 1.0), "letter")])
+def test_training_asks_in_the_forms_of_the_recipe_and_validation_as_the_test_does(
+    monkeypatch: pytest.MonkeyPatch, shares: tuple[float, float, float], form: str
+) -> None:
+    asked: list[Question] = []
+
+    def recorded(*arguments: Any) -> list[Question]:
+        questions = ask(*arguments)
+        asked.extend(questions)
+        return questions
+
+    monkeypatch.setattr(lessons_module, "ask", recorded)
+    lessons = Lessons(replace(RECIPE, form_shares=shares))
+    lessons.prepare(DECODER, 0)
+    assert {question.form for question in asked if question.family != "description"} == {form}
+    asked.clear()
+    lessons.asked(np.random.default_rng(0), "validation", ("objects",), 5)
+    assert {question.form for question in asked} == set(FORMS)
 
 
 # What they depend on

@@ -161,25 +161,6 @@ def test_an_answer_of_four_times_the_tokens_weighs_twice_as_much(packer: Packer,
         assert weights.max() == weights.min()
 
 
-def test_the_words_of_questions_are_asked_for_too_where_that_is_wanted(lessons: Lessons) -> None:
-    packer = lessons.text_packer
-    answers, whole = packer.pack(ROWS, ROOM), packer.pack(ROWS, ROOM, whole_text=True)
-    assert whole.sees.equal(answers.sees)
-    of_answers = answers.targets != IGNORED
-    assert whole.targets[of_answers].equal(answers.targets[of_answers])
-    for row, questions in enumerate(ROWS):
-        start = whole.shared
-        for question in questions:
-            words = conversation(packer, question)[0][whole.shared :]
-            # After the question's first word, which nobody can guess, each next one up to where the answer begins.
-            assert whole.targets[row, start : start + len(words) - 1].tolist() == words[1:]
-            assert (whole.questions[row, start : start + len(words) - 1] == -1).all()
-            start += len(words)
-    text = (whole.targets != IGNORED) & ~of_answers
-    assert text.sum() == sum(len(conversation(packer, q)[0]) - whole.shared - 1 for _, _, q in all_asked(ROWS))
-    assert (whole.weights[text] > 0).all()
-
-
 # Room
 
 

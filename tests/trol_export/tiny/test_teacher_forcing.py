@@ -130,20 +130,6 @@ def test_every_answer_token_of_a_packed_row_is_predicted_as_if_its_prompt_were_r
         )
 
 
-def test_the_words_of_a_question_are_predicted_as_if_the_prompt_ended_before_each(small: Small) -> None:
-    packer = small.text_packer
-    batch = packer.pack([[COLOUR, SHAPE]], ROOM, whole_text=True)
-    logits, asked = small.predictions(batch)
-    start = batch.shared
-    for question in (COLOUR, SHAPE):
-        prompt = small.prompt(packer, question)
-        for end in range(batch.shared + 1, prompt.shape[1] + 1):
-            alone = EagerSession(small.model).prefill(prompt[:, :end])
-            found = logits[asked == start + end - 1 - batch.shared]
-            torch.testing.assert_close(found, torch.from_numpy(alone), rtol=0, atol=MOST_OFF)
-        start += prompt.shape[1] - batch.shared
-
-
 def test_predictions_come_in_order_for_exactly_the_tokens_that_have_a_target(small: Small, packer: Packer) -> None:
     batch = packer.pack(ROWS, ROOM)
     logits, asked = small.predictions(batch)
