@@ -115,7 +115,7 @@ class Recipe:
     seed:      of the first weights and of every scene
     patch_share: weight of the patches' labels in the loss, beside answers, where tower or projector learn by them
     questions: drawn for a picture, of which there is room for most
-    form_shares: of those forms; lettered options take longest to learn and are asked more often than in the test
+    form_shares: how likely each form of a question is: lettered options, which are learned last, more than in the test
     traversal: False trains the same network with one pass over the prompt, as any decoder
     """
 

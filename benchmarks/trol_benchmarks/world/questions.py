@@ -77,8 +77,7 @@ def ask(
     while families and len(questions) < count:
         before = len(questions)
         for family in _shuffled(rng, families)[: count - before]:
-            form = None if family == "description" else FORMS[_drawn(rng, form_shares)]
-            question = ask_family(rng, scene, family, form)
+            question = ask_family(rng, scene, family, form_shares=form_shares)
             if question is not None:
                 questions.setdefault(question.text, question)
         if len(questions) == before:
@@ -92,7 +91,14 @@ def possible(scene: Scene) -> tuple[str, ...]:
     return tuple(family for family in FAMILIES if _SUBJECTS[family](scene))
 
 
-def ask_family(rng: np.random.Generator, scene: Scene, family: str, form: str | None = None) -> Question | None:
+def ask_family(
+    rng: np.random.Generator,
+    scene: Scene,
+    family: str,
+    form: str | None = None,
+    *,
+    form_shares: Sequence[float] = FORM_SHARES,
+) -> Question | None:
     """A question of the family, in a form drawn at random unless given; None where there is none of the kind.
 
     Descriptions have the plain form only. Raises UsageError for an unknown family or form.
@@ -105,7 +111,7 @@ def ask_family(rng: np.random.Generator, scene: Scene, family: str, form: str | 
     if family == "description":
         text = one_of(rng, phrases.DESCRIPTION)
         return Question(family, "plain", text, describe(scene)) if form in (None, "plain") else None
-    return _in_form(rng, family, form or FORMS[_drawn(rng, FORM_SHARES)], _ASK[family](rng, scene))
+    return _in_form(rng, family, form or FORMS[_drawn(rng, form_shares)], _ASK[family](rng, scene))
 
 
 def vocabulary_texts() -> list[str]:

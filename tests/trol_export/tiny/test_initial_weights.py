@@ -117,7 +117,8 @@ def test_two_heads_of_the_first_layers_look_at_the_token_before_and_the_one_befo
 
 def test_what_a_decoder_layer_looks_at_is_known_again_by_the_models_head(model: TinyModel) -> None:
     table = model.trol.get_parameter("model.tok_embeddings.weight")[:-1].detach()
-    alone = LayerContext(len(table), 1, torch.ones(len(table), 1, 24), torch.zeros(len(table), 1, 24))
+    unturned = torch.ones(len(table), 1, DECODER.head_dim // 2)
+    alone = LayerContext(len(table), 1, unturned, 0 * unturned)
     for layer in range(DECODER.layers):
         with torch.no_grad():
             looked_at = model.trol.get_submodule(f"model.layers.{layer}.attention")(normalised(table), alone)
