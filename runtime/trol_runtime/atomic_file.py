@@ -24,8 +24,8 @@ class AtomicFile:
 
     option: by which the user chose the path, for messages
 
-    Raises UsageError when `path` exists (unless `overwrite`), is not a regular file, or lies in no directory;
-    TrolError when the disk is full or refuses the file.
+    Raises UsageError when `path` exists (unless `overwrite`), is not a regular file, or lies in no directory that can
+    be written; TrolError when the disk is full or refuses the file.
     """
 
     def __init__(
@@ -39,6 +39,11 @@ class AtomicFile:
         self._require_free_name()
         if not self.path.parent.is_dir():
             raise UsageError(f"{self.path}: directory {self.path.parent} does not exist; create it first")
+        if not os.access(self.path.parent, os.W_OK):
+            raise UsageError(
+                f"{self.path}: no file can be made in directory {self.path.parent} (no permission); choose another "
+                f"place with {option}"
+            )
         self.require_free_bytes(needed_bytes)
         self.temporary_path = self.path.with_name(f"{self.path.name}.{os.urandom(4).hex()}.partial")
         self._file: FileIO | None = None
@@ -123,7 +128,7 @@ class AtomicFile:
         except OSError as error:
             raise self._failure(error) from error
         self._file = None
-        _sync_directory(self.path.parent)
+        sync_directory(self.path.parent)
 
     def _require_free_name(self) -> None:
         if os.path.lexists(self.path) and not self.path.is_file():
@@ -149,7 +154,7 @@ def write_whole(path: Path, data: bytes | memoryview, *, overwrite: bool = False
         file.commit()
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a rename in `directory` durable, where the system lets directories be opened (not Windows)."""
     if not hasattr(os, "O_DIRECTORY"):
         return
