@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from string import ascii_uppercase, digits
 
 import numpy as np
 
 from trol_benchmarks.world.chance import between, one_of, some_of, whole_between
-from trol_benchmarks.world.contrast import Background, print_stands_out, thing_stands_out
-from trol_benchmarks.world.fonts import FONTS, extent
+from trol_benchmarks.world.contrast import (
+    Background,
+    colours_of_prints,
+    colours_of_things,
+    print_stands_out,
+    thing_stands_out,
+)
+from trol_benchmarks.world.fonts import extent
 from trol_benchmarks.world.looks import draw_background, draw_look, draw_shade
 from trol_benchmarks.world.naming import MOST_THINGS
 from trol_benchmarks.world.placing import (
+    FONT_NAMES,
     LARGEST_THING,
     LOWEST_PRINT,
     MARGIN,
@@ -26,14 +34,12 @@ from trol_benchmarks.world.placing import (
     print_box,
     thing_box,
 )
-from trol_benchmarks.world.scene import COLOURS, Print, Scene, Thing
+from trol_benchmarks.world.scene import Print, Scene, Thing
 from trol_benchmarks.world.splits import PAIRS, Pair, belongs, is_unseen_text, pair_split
 
-_LETTERS, _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
 _PRINTS = 12  # that are tried to be placed
 _HIGHEST_PRINT = 0.16  # lower than the largest: more of them fit
 _TRIES = 8  # places for each
-_FONT_NAMES = tuple(FONTS)
 _TRAINED_PAIRS = tuple(pair for pair in PAIRS if pair_split(*pair) is None)
 
 
@@ -52,8 +58,9 @@ def _crowded_scene(rng: np.random.Generator) -> Scene:
     taken: list[Box] = []
     things: list[Thing] = []
     prints: list[Print] = []
-    pairs = [pair for pair in _TRAINED_PAIRS if thing_stands_out(COLOURS[pair[0]], background)]
-    colours = [colour for colour, rgb in COLOURS.items() if print_stands_out(rgb, background)]
+    stand_out = colours_of_things(background)
+    pairs = [pair for pair in _TRAINED_PAIRS if pair[0] in stand_out]
+    colours = colours_of_prints(background)
     for pair in some_of(rng, pairs, whole_between(rng, 0, MOST_THINGS)):
         thing = _place_thing(rng, pair, background, taken)
         if thing is not None:
@@ -81,7 +88,7 @@ def _place_thing(rng: np.random.Generator, pair: Pair, background: Background, t
 def _place_print(
     rng: np.random.Generator, colours: Sequence[str], background: Background, taken: Sequence[Box]
 ) -> Print | None:
-    colour, font, text = one_of(rng, colours), one_of(rng, _FONT_NAMES), _text(rng)
+    colour, font, text = one_of(rng, colours), one_of(rng, FONT_NAMES), _text(rng)
     rgb = draw_shade(rng, colour, partial(print_stands_out, background=background))
     height, angle = between(rng, LOWEST_PRINT, _HIGHEST_PRINT), between(rng, -PRINT_TURN, PRINT_TURN)
     width = extent(font, text)[0] * height
@@ -100,7 +107,7 @@ def _place_print(
 
 def _text(rng: np.random.Generator) -> str:
     while True:
-        letters = _DIGITS if rng.random() < 0.25 else _LETTERS
+        letters = digits if rng.random() < 0.25 else ascii_uppercase
         text = "".join(one_of(rng, letters) for _ in range(whole_between(rng, 1, 5)))
         if not is_unseen_text(text):
             return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from string import ascii_uppercase, digits
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from trol_benchmarks.world.picture import bar_boxes
 from trol_benchmarks.world.placing import Box
 from trol_benchmarks.world.scene import COLOURS, SHAPES, Print, Scene, Thing
 
-CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+CHARACTERS = ascii_uppercase + digits
 MIDDLE, TALLEST = "middle of a thing", "tallest bar"
 # Places are counted from the left, as descriptions and readers go; those of things from above, too.
 THING_PLACES = tuple(f"thing {place}" for place in range(MOST_THINGS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trol_benchmarks.world.scene import Rgb
+from trol_benchmarks.world.scene import COLOURS, Rgb
 
 # Distances in steps of 255, between the colour and the nearest that the background's gradient takes; texture and noise
 # come on top and are far weaker.
@@ -42,3 +42,13 @@ def print_stands_out(colour: Rgb, background: Background) -> bool:
     own = brightness(colour)
     step = max(darkest - own, own - brightest)  # negative where the gradient passes the colour's brightness
     return step >= LEAST_PRINT_BRIGHTNESS_STEP and thing_stands_out(colour, background)
+
+
+def colours_of_things(background: Background) -> list[str]:
+    """The names of the colours in which a thing, or a bar, can be told from the background."""
+    return [name for name, rgb in COLOURS.items() if thing_stands_out(rgb, background)]
+
+
+def colours_of_prints(background: Background) -> list[str]:
+    """The names of the colours in which text can be read on the background."""
+    return [name for name, rgb in COLOURS.items() if print_stands_out(rgb, background)]

@@ -7,27 +7,15 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from trol_benchmarks.world.scene import require_known
+from trol_benchmarks.world.scene import FONTS, require_known
 from trol_runtime.errors import MissingExtraError
-
-FONTS = {
-    "dejavu-sans": "DejaVuSans.ttf",
-    "dejavu-sans-bold": "DejaVuSans-Bold.ttf",
-    "dejavu-sans-mono": "DejaVuSansMono.ttf",
-    "dejavu-serif": "DejaVuSerif.ttf",
-    "dejavu-serif-bold": "DejaVuSerif-Bold.ttf",
-    "stix": "STIXGeneral.ttf",
-    "stix-bold": "STIXGeneralBol.ttf",
-    "computer-modern-sans": "cmss10.ttf",
-    "computer-modern-bold": "cmb10.ttf",
-}
 
 _MEASURED_AT = 200  # pixels: large enough that rounding to pixels is half a percent of a capital
 
 
 @lru_cache(maxsize=256)
 def font(name: str, pixels: float) -> ImageFont.FreeTypeFont:
-    """The font `name`, a key of FONTS, its capitals `pixels` tall.
+    """The font `name`, a key of scene.FONTS, its capitals `pixels` tall.
 
     Raises UsageError for an unknown name, MissingExtraError without matplotlib or where it lacks the file.
     """

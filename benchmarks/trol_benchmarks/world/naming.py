@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trol_benchmarks.world import words
 from trol_benchmarks.world.chance import one_of, some_of, whole_between
-from trol_benchmarks.world.contrast import Background, print_stands_out, thing_stands_out
-from trol_benchmarks.world.scene import COLOURS
+from trol_benchmarks.world.contrast import Background, colours_of_prints, colours_of_things
 from trol_benchmarks.world.splits import (
     NUMBERS,
     PAIRS,
@@ -44,7 +45,7 @@ _DIGITS, _DIGITS_KEPT = (1, 2, 2, 3, 3), (2, 3)
 def name_objects(rng: np.random.Generator, background: Background, split: Split, kept: bool) -> Combination:
     """1 to 6 things, sometimes a print: with `kept` at least one pair that `split` keeps for itself, where it can."""
     count = whole_between(rng, 1, MOST_THINGS)
-    colours = {name for name, rgb in COLOURS.items() if thing_stands_out(rgb, background)}
+    colours = colours_of_things(background)
     pairs = _pairs(rng, colours, count)
     if kept:
         own = [pair for pair in _PAIRS[split] if pair[0] in colours]
@@ -64,18 +65,18 @@ def name_prints(rng: np.random.Generator, background: Background, split: Split, 
         texts.append(_word(rng, split, kept_word))
     if has_number:
         texts.append(_number(rng, split, kept and not kept_word))
-    colours = {name for name, rgb in COLOURS.items() if thing_stands_out(rgb, background)}
+    colours = colours_of_things(background)
     pairs = _pairs(rng, colours, max(0, whole_between(rng, -1, 2)))
     return Combination(pairs=tuple(pairs), texts=_coloured(rng, texts, background))
 
 
 def name_bars(rng: np.random.Generator, background: Background, split: Split, kept: bool) -> Combination:
     """3 to 5 bars, each of a colour of its own; splits keep no colours for themselves."""
-    colours = [name for name, rgb in COLOURS.items() if thing_stands_out(rgb, background)]
+    colours = colours_of_things(background)
     return Combination(bars=tuple(some_of(rng, colours, whole_between(rng, FEWEST_BARS, MOST_BARS))))
 
 
-def _pairs(rng: np.random.Generator, colours: set[str], count: int) -> list[Pair]:
+def _pairs(rng: np.random.Generator, colours: Sequence[str], count: int) -> list[Pair]:
     """`count` pairs that all splits have; several may share a shape or a colour: then counting is worth a question."""
     left = [pair for pair in _PAIRS[None] if pair[0] in colours]
     form = rng.random()
@@ -109,5 +110,5 @@ def _number(rng: np.random.Generator, split: Split, kept: bool) -> str:
 
 
 def _coloured(rng: np.random.Generator, texts: list[str], background: Background) -> tuple[ColouredText, ...]:
-    colours = [name for name, rgb in COLOURS.items() if print_stands_out(rgb, background)]
+    colours = colours_of_prints(background)
     return tuple((one_of(rng, colours), text) for text in texts)

@@ -21,7 +21,7 @@ _AXIS_WIDTH = 0.012
 def draw(scene: Scene) -> Image.Image:
     """The picture of a scene: RGB, (side, side); the same picture for the same scene.
 
-    Raises UsageError for a font that is not in `fonts.FONTS`, MissingExtraError where matplotlib's fonts are missing.
+    Raises MissingExtraError where matplotlib's fonts are missing.
     """
     look = scene.look
     rng = np.random.default_rng(look.seed)

@@ -11,9 +11,9 @@ import numpy as np
 
 from trol_benchmarks.world.chance import between, one_of, whole_between
 from trol_benchmarks.world.contrast import Background, print_stands_out, thing_stands_out
-from trol_benchmarks.world.fonts import FONTS, extent
+from trol_benchmarks.world.fonts import extent
 from trol_benchmarks.world.looks import draw_axes, draw_shade
-from trol_benchmarks.world.scene import Bar, Chart, Print, Thing
+from trol_benchmarks.world.scene import FONTS, Bar, Chart, Print, Thing
 from trol_benchmarks.world.splits import ColouredText, Pair
 
 SMALLEST_THING, LARGEST_THING = 0.14, 0.32
@@ -28,7 +28,7 @@ MARGIN = 0.02
 _LARGEST_OF = (LARGEST_THING, LARGEST_THING, LARGEST_THING, 0.30, 0.27, 0.24, 0.22)  # by number of things
 _TRIES = 40  # places for one thing or print; where none is free, all are placed anew in smaller sizes
 _SHRINKAGE = 0.8
-_FONT_NAMES = tuple(FONTS)
+FONT_NAMES = tuple(FONTS)
 
 _Placed = TypeVar("_Placed")
 
@@ -115,7 +115,7 @@ def _place_print(
     rng: np.random.Generator, coloured_text: ColouredText, background: Background, taken: Sequence[Box], room: float
 ) -> Print | None:
     colour, text = coloured_text
-    font, angle = one_of(rng, _FONT_NAMES), between(rng, -PRINT_TURN, PRINT_TURN)
+    font, angle = one_of(rng, FONT_NAMES), between(rng, -PRINT_TURN, PRINT_TURN)
     width, height = _turned_extent(font, text, angle)
     largest = min(HIGHEST_PRINT, (1 - 2 * MARGIN) / max(width, height))
     size = between(rng, LOWEST_PRINT, LOWEST_PRINT + room * (largest - LOWEST_PRINT))

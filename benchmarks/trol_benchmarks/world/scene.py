@@ -24,6 +24,18 @@ COLOURS: dict[str, Rgb] = {
     "black": (20, 20, 22),
     "white": (248, 248, 246),
 }
+# By name, the file that comes with matplotlib.
+FONTS = {
+    "dejavu-sans": "DejaVuSans.ttf",
+    "dejavu-sans-bold": "DejaVuSans-Bold.ttf",
+    "dejavu-sans-mono": "DejaVuSansMono.ttf",
+    "dejavu-serif": "DejaVuSerif.ttf",
+    "dejavu-serif-bold": "DejaVuSerif-Bold.ttf",
+    "stix": "STIXGeneral.ttf",
+    "stix-bold": "STIXGeneralBol.ttf",
+    "computer-modern-sans": "cmss10.ttf",
+    "computer-modern-bold": "cmb10.ttf",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Thing:
     def __post_init__(self) -> None:
         require_known("shape", self.shape, SHAPES)
         require_known("colour", self.colour, COLOURS)
+        require_positive("the size of a thing", self.size)
 
     @property
     def name(self) -> str:
@@ -55,7 +68,7 @@ class Print:
     text: str
     colour: str
     rgb: Rgb
-    font: str  # a key of `fonts.FONTS`
+    font: str  # a key of FONTS
     x: float
     y: float
     height: float
@@ -63,6 +76,8 @@ class Print:
 
     def __post_init__(self) -> None:
         require_known("colour", self.colour, COLOURS)
+        require_known("font", self.font, FONTS)
+        require_positive("the height of a print", self.height)
 
     @property
     def is_number(self) -> bool:
@@ -79,6 +94,7 @@ class Bar:
 
     def __post_init__(self) -> None:
         require_known("colour", self.colour, COLOURS)
+        require_positive("the height of a bar", self.height)
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,7 @@ class Texture:
 
     def __post_init__(self) -> None:
         require_known("texture", self.pattern, TEXTURES)
+        require_positive("the period of a texture", self.period)
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,9 @@ class Look:
     quality: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_positive("the side of a picture", self.side)
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -146,3 +166,9 @@ def require_known(what: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
         raise UsageError(f"there is no {what} {name!r} in the drawn world; known are {', '.join(names)}")
+
+
+def require_positive(what: str, value: float) -> None:
+    """Raise UsageError unless `value` is a number above 0."""
+    if not value > 0:
+        raise UsageError(f"{what} is {value:g}, expected more than 0")

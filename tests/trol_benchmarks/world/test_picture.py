@@ -14,7 +14,6 @@ from trol_benchmarks.world.picture import draw
 from trol_benchmarks.world.placing import MARGIN, print_box
 from trol_benchmarks.world.sampling import sample_scene
 from trol_benchmarks.world.scene import COLOURS, SHAPES, TEXTURES, Bar, Chart, Look, Print, Rgb, Scene, Texture, Thing
-from trol_runtime.errors import UsageError
 
 BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
 DARK = Look(side=200, background=(BLACK, BLACK))
@@ -222,22 +221,3 @@ def test_what_is_drawn_can_be_changed_and_saved(tmp_path: Any) -> None:
     picture.putpixel((0, 0), (1, 2, 3))
     picture.save(tmp_path / "picture.png")
     assert Image.open(tmp_path / "picture.png").getpixel((0, 0)) == (1, 2, 3)
-
-
-def test_an_unknown_shape_colour_texture_or_font_is_refused_and_the_known_are_listed() -> None:
-    with pytest.raises(UsageError) as error:
-        thing("hexagon")
-    assert str(error.value) == (
-        "there is no shape 'hexagon' in the drawn world; "
-        "known are circle, square, triangle, star, cross, ring, heart, moon"
-    )
-    with pytest.raises(UsageError) as error:
-        printed("BOAT", colour="pink")
-    assert str(error.value) == (
-        "there is no colour 'pink' in the drawn world; known are red, orange, yellow, green, blue, purple, black, white"
-    )
-    with pytest.raises(UsageError) as error:
-        Texture("marble", period=0.1, depth=5)
-    assert str(error.value) == "there is no texture 'marble' in the drawn world; known are stripes, dots, speckle"
-    with pytest.raises(UsageError, match=r"^there is no font 'wingdings' in the drawn world; known are dejavu-sans, "):
-        draw(Scene(PLAIN, prints=(printed("BOAT", font="wingdings"),)))
