@@ -30,15 +30,15 @@ def describe(scene: Scene) -> str:
     if scene.things:
         things = sorted(scene.things, key=lambda thing: (thing.x, thing.y))
         verb = "is" if len(things) == 1 else "are"
-        names = _listed([with_article(thing.name) for thing in things])
+        names = listed([with_article(thing.name) for thing in things])
         sentences.append(f"There {verb} {_counted(len(things), 'object')}: {names}.")
     if scene.prints:
         prints = sorted(scene.prints, key=lambda text: (text.x, text.y))
-        sentence = _listed([f"the {print_kind(text)} {text.text} is printed in {text.colour}" for text in prints])
+        sentence = listed([f"the {print_kind(text)} {text.text} is printed in {text.colour}" for text in prints])
         sentences.append(f"T{sentence[1:]}.")
     if scene.chart is not None:
         colours = [bar.colour for bar in scene.chart.bars]
-        sentences.append(f"A bar chart with {_counted(len(colours), 'bar')}: {_listed(colours)}.")
+        sentences.append(f"A bar chart with {_counted(len(colours), 'bar')}: {listed(colours)}.")
     if not sentences:
         raise UsageError("an empty picture has no description; put a thing, a print or a chart into the scene")
     return " ".join(sentences)
@@ -57,7 +57,7 @@ def grammar_texts() -> list[str]:
     prints = [
         f"{the} {kind} is printed in {colour}." for the in ("The", "the") for kind in _KINDS for colour in COLOURS
     ]
-    return [f"There is one object: {_listed(things)}.", *counted, *charts, *prints, _listed(list(COLOURS))]
+    return [f"There is one object: {listed(things)}.", *counted, *charts, *prints, listed(list(COLOURS))]
 
 
 def _counted(count: int, noun: str) -> str:
@@ -66,7 +66,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{COUNT_WORDS[count - 1]} {noun if count == 1 else plural(noun)}"
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
 
@@ -77,20 +77,23 @@ def _any_of(names: Iterable[str]) -> str:
 
 
 _NAME = re.compile(
-    rf"\b(?:(?P<count>{_any_of(COUNT_WORDS)}) )?(?P<colour>{_any_of(COLOURS)})"
+    rf"\b(?:(?P<count>{_any_of(COUNT_WORDS)}|\d+) )?(?P<colour>{_any_of(COLOURS)})"
     rf"(?: (?P<shape>{_any_of(SHAPES)})(?:e?s)?)?\b"
 )
 _PRINTED = re.compile(
     r"\b(?:"
-    r"(?:word|number) (?!(?:is|of|in|printed|says|reads)\b)(\w+)"  # in whatever case
+    r"(?:word|number) (?!(?:at|here|in|is|of|on|printed|reads|says|shown|that|to|written)\b)(\w+)"  # in whatever case
     r"|([A-Z]{2,})"
-    r"|(\d+)(?! (?:object|thing|shape|bar))"
+    rf"|(\d+)\b(?! (?:object|thing|shape|bar|{_any_of(COLOURS)}))"
     r")\b"
 )
+_TOTAL = re.compile(rf"\b(?P<count>{_any_of(COUNT_WORDS)}|\d+) (?P<noun>[Oo]bject|[Bb]ar)s?\b")
 
 
 def named(text: str) -> Counter[str]:
-    """What a description names, however it is worded: "red circle", "CAT in red", "bar in red", and how often each.
+    """What a description names, in the words of the grammar or in many others, and how often.
+
+    "red circle", "CAT in red", "bar in red" are such names.
 
     A colour without a shape belongs to the printed text that it stands before, else to the one that it follows, else
     to a bar where the sentence speaks of bars. An answer without names has none: an empty Counter.
@@ -101,16 +104,30 @@ def named(text: str) -> Counter[str]:
         for name in _NAME.finditer(sentence):
             colour = name["colour"].lower()
             if name["shape"]:
-                count = COUNT_WORDS.index(name["count"].lower()) + 1 if name["count"] else 1
+                count = _number(name["count"]) if name["count"] else 1
                 found[f"{colour} {name['shape'].lower()}"] += count
             else:
                 colours.append((name.end("colour"), colour))
         for printed in _PRINTED.finditer(sentence):
             colour = _claimed(colours, printed.start())
             found[f"{printed[printed.lastindex or 0].upper()} in {colour}"] += 1
-        if re.search(r"\bbars?\b", sentence):
+        if re.search(r"\bbars?\b", sentence, re.IGNORECASE):
             found.update(f"bar in {colour}" for _, colour in colours)
     return found
+
+
+def miscounts(text: str) -> bool:
+    """Whether a description says how many objects, or bars, there are, and names another number of them."""
+    names = named(text)
+    bars = sum(times for name, times in names.items() if name.startswith("bar in "))
+    things = sum(times for name, times in names.items() if " in " not in name)
+    totals = {total["noun"].lower(): _number(total["count"]) for total in _TOTAL.finditer(text)}
+    return totals.get("object", things) != things or totals.get("bar", bars) != bars
+
+
+def _number(count: str) -> int:
+    """Of a word of COUNT_WORDS, or of digits."""
+    return int(count) if count.isdecimal() else COUNT_WORDS.index(count.lower()) + 1
 
 
 def _claimed(colours: list[tuple[int, str]], start: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trol_benchmarks.world.description import named
+from trol_benchmarks.world.description import miscounts, named
 from trol_benchmarks.world.questions import Question
 
 
@@ -12,13 +12,14 @@ def is_right(question: Question, answer: str) -> bool:
     """Whether `answer`, as a model said it, is right; an empty answer is wrong.
 
     letter:      the answer is the letter, alone or as in "B.", "B. red" and "B) red"
-    description: the answer names exactly what the picture shows, each with its colour, in any order and wording
+    description: the answer names exactly what the picture shows, each with its colour, in any order and in many
+      wordings, and does not say that there are more or fewer; what it calls a word or a number is not judged
     others:      equal but for case, outer white space and a full stop at the end
     """
     if question.form == "letter":
         return _letter(answer) == question.answer
     if question.family == "description":
-        return named(answer) == named(question.answer)
+        return named(answer) == named(question.answer) and not miscounts(answer)
     return normalised(answer) == normalised(question.answer)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from hand_made_scenes import LOOK, chart, objects, print_at, printed
-from trol_benchmarks.world.description import describe, grammar_texts, named
+from trol_benchmarks.world.description import describe, grammar_texts, miscounts, named
 from trol_benchmarks.world.scene import Scene
 from trol_runtime.errors import UsageError
 
@@ -73,6 +73,9 @@ def test_more_things_than_it_has_words_to_count_are_refused() -> None:
         ("The word MOON is printed in red and the number 42 in blue.", {"MOON in red": 1, "42 in blue": 1}),
         ("The word RED is printed in blue.", {"RED in blue": 1}),
         ("The word CAT.", {"CAT in no colour": 1}),
+        ("2 red circles and a blue star", {"red circle": 2, "blue star": 1}),
+        ("The word on the left is CAT, in red.", {"CAT in red": 1}),
+        ("Bars: red and blue.", {"bar in red": 1, "bar in blue": 1}),
         ("A bar chart with two bars: red and blue.", {"bar in red": 1, "bar in blue": 1}),
         ("A red star on a white background.", {"red star": 1}),
         ("A blue ring. The number 7 is printed in white.", {"blue ring": 1, "7 in white": 1}),
@@ -82,6 +85,33 @@ def test_more_things_than_it_has_words_to_count_are_refused() -> None:
 )
 def test_names_are_found_in_any_order_and_wording(text: str, names: dict[str, int]) -> None:
     assert named(text) == Counter(names)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "There are two objects: a red circle.",
+        "There is one object: a red circle and a blue star.",
+        "2 bars: red, blue and green",
+        "A bar chart with five bars: red and blue. There is one object: a red circle.",
+    ],
+)
+def test_a_total_that_is_not_the_number_of_names_is_a_miscount(text: str) -> None:
+    assert miscounts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "There are two objects: a red circle and a blue star. The number 42 is printed in red.",
+        "A bar chart with two bars: red and blue.",
+        "A red circle.",
+        "Two red circles and a star.",
+        "",
+    ],
+)
+def test_a_right_total_or_none_is_no_miscount(text: str) -> None:
+    assert not miscounts(text)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_a_description_is_right_in_any_order_and_wording_that_names_everything(a
         "There are two objects: a red star and a blue circle.",
         "There are three objects: a red circle, a blue star and a blue star.",
         "There are two objects: a circle and a star.",
+        "There are three objects: a red circle and a blue star.",
     ],
 )
 def test_a_description_that_misses_adds_or_confuses_something_is_wrong(answer: str) -> None:
