@@ -19,6 +19,8 @@ from trol_benchmarks.world.splits import NUMBERS, PAIRS, combination, is_unseen_
 
 FAMILIES = ("colour", "shape", "count", "position", "existence", "tallest_bar", "number", "word", "description")
 READ = ("number", "word")  # the families that read
+# Those that ask about what is shown, and have few answers.
+CLOSED = tuple(family for family in FAMILIES if family not in (*READ, "description"))
 FORMS = ("plain", "short", "letter")
 
 FORM_SHARES = (0.4, 0.3, 0.3)  # of plain, short, letter
@@ -349,12 +351,15 @@ def _others(rng: np.random.Generator, right: str, seen: Iterable[str], known: It
 def _other_texts(rng: np.random.Generator, scene: Scene, text: str) -> list[str]:
     """At most three texts of the same length: altered at one place, the same for all, or altogether others.
 
-    Nothing in the options alone tells the right one: texts altered at different places would have it in common, and
-    among made-up words it would be the one that exists.
+    Texts altered at different places would tell the right one: it is what they have in common. Whoever knows the
+    world's words finds a listed one among altered ones without a look at the picture, so reading is judged by answers
+    that are typed ("seen_typed" of a report).
     """
     others = _altered(rng, text) if rng.random() < 0.5 else _alike(rng, text) or _altered(rng, text)
     if _is_for_training(scene):
         others = [other for other in others if not is_unseen_text(other)]
+    else:  # people read these
+        others = [other for other in others if other not in words.UNFIT]
     return others[: len(_LETTERS) - 1]
 
 

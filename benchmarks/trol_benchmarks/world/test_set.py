@@ -7,7 +7,7 @@ and a device that runs an engine has none of the fonts. A zip file, all entries 
     questions.jsonl  one question a line, those about one picture together, pictures of all kinds mixed
     pictures/*.jpg
 
-`sha256` is of the list that `sha256sum questions.jsonl pictures/*` prints.
+`sha256` is of the list that `sha256sum pictures/* questions.jsonl` prints.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trol_benchmarks.world.questions import Question
+from trol_benchmarks.world.questions import FAMILIES, FORMS, Question
+from trol_benchmarks.world.scene import require_known
 from trol_runtime.atomic_file import write_whole
 from trol_runtime.dataclass_json import dataclass_from_json
-from trol_runtime.errors import EngineFileError, TrolError
+from trol_runtime.errors import EngineFileError, TrolError, UsageError
 from trol_runtime.one_line import one_line
 
 VERSION = 1
@@ -38,8 +40,9 @@ _MOST_BYTES = 256 << 20  # of all entries; the released set has a hundredth
 # What Python raises for damaged archives and JSON: it has no one class for them.
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError),
-    *(KeyError, TypeError, ValueError, EngineFileError),
+    *(KeyError, TypeError, ValueError, EngineFileError, UsageError),
 )
+OPTION = "FILE"  # that `write_test_set` is given the path by, for messages
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that zip knows: the same set is the same bytes
 
 
@@ -97,10 +100,11 @@ def read_question_set(path: Path = RELEASED) -> QuestionSet:
             )
         lines = entries.pop(_QUESTIONS).decode().splitlines()
         questions = tuple(dataclass_from_json(AskedQuestion, json.loads(line)) for line in lines)
-        missing = {question.picture for question in questions} - entries.keys()
-        if missing:
-            raise KeyError(*sorted(missing)[:1])
-        return QuestionSet(about["seed"], questions, entries, about["drawn_with"])
+        _check(questions, entries)
+        question_set = QuestionSet(about["seed"], questions, entries, about["drawn_with"])
+        if question_set.sha256 != about["sha256"]:
+            raise ValueError(f"{_QUESTIONS} is not in the form that write_test_set gives it")
+        return question_set
     except OSError as error:
         raise TrolError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
     except _UNREADABLE as error:
@@ -120,13 +124,27 @@ def write_question_set(path: Path, question_set: QuestionSet) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:
         for name, data in {_ABOUT: _json(about), **content}.items():
             file.writestr(zipfile.ZipInfo(name, _DATE), data)
-    write_whole(path, packed.getbuffer())
+    write_whole(path, packed.getbuffer(), option=OPTION)
 
 
 def _content(question_set: QuestionSet) -> dict[str, bytes]:
     """All entries that the hash covers, by name."""
     lines = b"".join(_json(asdict(question)) for question in question_set.questions)
     return {_QUESTIONS: lines, **dict(sorted(question_set.pictures.items()))}
+
+
+def _check(questions: Sequence[AskedQuestion], pictures: Mapping[str, bytes]) -> None:
+    """Raise ValueError, UsageError or KeyError unless every question can be asked, scored and counted once."""
+    if not questions:
+        raise ValueError("it has no questions")
+    repeated = [name for name, times in Counter(question.id for question in questions).items() if times > 1]
+    if repeated:
+        raise ValueError(f"the id {one_line(repeated[0], 40)} occurs twice")
+    for question in questions:
+        require_known("family of questions", question.question.family, FAMILIES)
+        require_known("form of questions", question.question.form, FORMS)
+        if question.picture not in pictures:
+            raise KeyError(question.picture)
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -41,6 +41,15 @@ TEST = _split(
     """
 )
 _LISTED = frozenset(TRAIN + VALIDATION + TEST)
+# What a listed word can become by another letter, and no option of a test set is to be.
+UNFIT = frozenset(
+    _split(
+        """
+        ANUS ARSE ASS BITCH COCK COON CRAP CUM CUNT DICK DYKE FAG FART FUCK GAY GOOK HOMO JAP KIKE NAZI PENIS PISS POOP
+        PUSSY RAPE SEX SHIT SLUT SPIC TIT TITS TURD WANK WHORE WOP
+        """
+    )
+)
 
 # What is listed twice or more comes more often.
 _VOWELS = _split("A E I O U A E I O U A E I O U AI EA EE IE OA OO OU Y")

@@ -26,7 +26,8 @@ from trol_benchmarks.world.questions import FAMILIES, READ, Question, ask_family
 from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import is_unseen_pair, is_unseen_text
-from trol_benchmarks.world.test_set import AskedQuestion, QuestionSet, write_question_set
+from trol_benchmarks.world.test_set import OPTION, AskedQuestion, QuestionSet, write_question_set
+from trol_runtime.atomic_file import AtomicFile
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import UsageError
@@ -125,6 +126,7 @@ def _versions() -> dict[str, str]:
 def main(argv: Sequence[str] | None) -> int:
     """Parse, draw, write; returns the exit code."""
     arguments = _parse(argv)
+    AtomicFile(arguments.file, option=OPTION)  # refuses what it can before the pictures are drawn
     question_set = draw_question_set(arguments.seed)
     write_question_set(arguments.file, question_set)
     print(

@@ -237,6 +237,12 @@ def test_half_of_the_time_other_words_are_of_the_same_list(text: str) -> None:
     assert share(listed, questions) > 0.5 - ERROR
 
 
+def test_what_people_read_has_no_unfit_option() -> None:
+    options = {option for question in asked(printed("WITCH"), "word", "letter", DRAWS) for option in question.options}
+    assert len(options) > 30  # so that all that differ in the first letter were among them
+    assert not options & words.UNFIT
+
+
 def test_forms_are_drawn_in_their_shares() -> None:
     forms = Counter(question.form for question in asked(MIXED, "colour", None, DRAWS))
     assert [forms[form] / DRAWS for form in FORMS] == pytest.approx([0.4, 0.3, 0.3], abs=ERROR)

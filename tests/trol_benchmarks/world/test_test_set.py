@@ -19,16 +19,15 @@ import pytest
 from PIL import Image
 
 from small_question_set import small_question_set
+from trol_benchmarks.world import words, write_test_set
 from trol_benchmarks.world.picture import draw
-from trol_benchmarks.world.questions import FAMILIES, FORMS
+from trol_benchmarks.world.questions import FAMILIES, FORMS, READ
 from trol_benchmarks.world.sampling import sample_scene
 from trol_benchmarks.world.scoring import is_right
-from trol_benchmarks.world.test_set import RELEASED, QuestionSet, read_question_set, write_question_set
+from trol_benchmarks.world.test_set import RELEASED, AskedQuestion, QuestionSet, read_question_set, write_question_set
 from trol_benchmarks.world.write_test_set import draw_question_set, is_seen, main
 from trol_runtime.command import run_command
 from trol_runtime.errors import TrolError, UsageError
-
-READ = ("number", "word")
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +127,14 @@ def test_the_released_pictures_are_small_and_can_be_decoded(released: QuestionSe
             assert picture.convert("RGB").width == picture.height >= 100
 
 
-def test_the_version_is_in_the_name_of_the_released_file(released: QuestionSet) -> None:
+def test_a_version_has_one_content_for_good(released: QuestionSet) -> None:
+    """Records of answers hold as long as this does: whoever draws the set anew gives it another version."""
+    assert (released.version, released.sha256) == (1, "7d2f986b344c9a7e117d89094347d376a9261867713cf2fadff84d81cff12c26")
     assert RELEASED.name == f"test_set_{released.version}.zip"
+
+
+def test_no_option_is_a_word_that_is_unfit_to_be_read(released: QuestionSet) -> None:
+    assert not {option for asked in released.questions for option in asked.question.options} & words.UNFIT
 
 
 def test_whether_training_may_have_shown_it_is_asked_of_what_the_question_is_about() -> None:
@@ -174,6 +179,14 @@ def test_the_writer_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == (
         f"{path}: 1,000 questions about {len(question_set.pictures)} pictures, SHA-256 {question_set.sha256}\n"
     )
+
+
+def test_a_file_that_is_there_is_refused_before_a_picture_is_drawn(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(write_test_set, "draw_question_set", lambda _: pytest.fail("drew"))
+    assert run_command("write_test_set", main, [str(written)]) == 2
+    assert capsys.readouterr().err == f"write_test_set: {written}: already exists; choose another name with FILE\n"
 
 
 def test_a_seed_below_zero_is_refused(tmp_path: Path) -> None:
@@ -260,6 +273,38 @@ def test_a_zip_file_of_something_else_is_refused(
     message = refusal(rewritten(written, change))
     assert message.startswith(f"no test set, or a damaged one ({reason}")
     assert message.endswith("; give an undamaged test set, or leave out --set")
+
+
+def with_questions(path: Path, *questions: AskedQuestion) -> Path:
+    """A file of these questions, every hash right."""
+    path.unlink()
+    write_question_set(path, replace(small_question_set(), questions=questions))
+    return path
+
+
+def test_a_set_that_cannot_be_asked_or_counted_is_refused(written: Path) -> None:
+    first, second, *_ = small_question_set().questions
+    remedy = "give an undamaged test set, or leave out --set"
+    assert refusal(with_questions(written)) == f"no test set, or a damaged one (it has no questions); {remedy}"
+    assert refusal(with_questions(written, first, replace(second, id=first.id))) == (
+        f"no test set, or a damaged one (the id 0-colour occurs twice); {remedy}"
+    )
+    other = replace(first, question=replace(first.question, family="smell"))
+    assert "there is no family of questions 'smell' in the drawn world" in refusal(with_questions(written, other))
+    other = replace(first, question=replace(first.question, form="sung"))
+    assert "there is no form of questions 'sung' in the drawn world" in refusal(with_questions(written, other))
+    assert "it lacks 'pictures/9.png'" in refusal(with_questions(written, replace(first, picture="pictures/9.png")))
+
+
+def test_a_set_whose_hash_would_not_be_that_of_what_is_read_is_refused(written: Path) -> None:
+    def spaced(entries: dict[str, bytes]) -> None:
+        entries["questions.jsonl"] = entries["questions.jsonl"].replace(b'": "', b'":  "')
+        listed = sorted((name, data) for name, data in entries.items() if name != "set.json")
+        lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in listed)
+        about = json.loads(entries["set.json"]) | {"sha256": hashlib.sha256(lines.encode()).hexdigest()}
+        entries["set.json"] = json.dumps(about).encode()
+
+    assert "questions.jsonl is not in the form that write_test_set gives it" in refusal(rewritten(written, spaced))
 
 
 def test_a_file_cut_short_anywhere_is_refused(written: Path) -> None:
