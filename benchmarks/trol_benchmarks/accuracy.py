@@ -11,9 +11,11 @@ from pathlib import Path
 
 from trol_benchmarks.world.test_set import AskedQuestion, QuestionSet
 from trol_runtime.bundle import Bundle
+from trol_runtime.cpu_backend import TARGET
 from trol_runtime.engine import TOKENIZER_ENTRY, TroL
-from trol_runtime.errors import LimitError, UsageError
+from trol_runtime.errors import EngineFileError, LimitError, UsageError
 from trol_runtime.generation import Generation
+from trol_runtime.session import Session
 
 # More than any right answer takes. A model that does not come to an end is wrong either way, and should not take long.
 MOST_NEW_TOKENS = 192
@@ -61,6 +63,18 @@ def open_engine(path: str) -> Bundle:
     return bundle
 
 
+def require_askable(
+    bundle: Bundle, question_set: QuestionSet, questions: Sequence[AskedQuestion], threads: int | None = None
+) -> None:
+    """Let an engine begin to answer the longest of `questions`, and forget it; raises as `ask_engine`.
+
+    What stops an engine then stops it before others have answered for minutes.
+    """
+    longest = max(questions, key=lambda question: len(question.question.text))
+    model = TroL(bundle, threads)
+    _begin(model, bundle, question_set, longest, model.new_session()).stop()
+
+
 def ask_engine(
     bundle: Bundle, question_set: QuestionSet, questions: Sequence[AskedQuestion], threads: int | None = None
 ) -> Answers:
@@ -75,9 +89,7 @@ def ask_engine(
     begin = time.perf_counter()
     answers = {}
     for question in questions:
-        picture = question_set.pictures[question.picture]
-        answer = model.start(question.question.text, [picture], session=session, max_new_tokens=MOST_NEW_TOKENS)
-        _require_room(bundle, answer)
+        answer = _begin(model, bundle, question_set, question, session)
         for _ in answer:  # to its end
             pass
         answers[question.id] = Answer(answer.text, tuple(answer.token_ids))
@@ -87,26 +99,37 @@ def ask_engine(
     return Answers(identity, answers)
 
 
-def _require_room(bundle: Bundle, answer: Generation) -> None:
-    """An answer that was cut would count as wrong, and the engine for worse than it is."""
+def _begin(
+    model: TroL, bundle: Bundle, question_set: QuestionSet, question: AskedQuestion, session: Session
+) -> Generation:
+    """The answer to a question, not yet generated.
+
+    Raises LimitError where it would be cut: that would count as wrong, and the engine for worse than it is.
+    """
+    picture = question_set.pictures[question.picture]
+    answer = model.start(question.question.text, [picture], session=session, max_new_tokens=MOST_NEW_TOKENS)
     if answer.max_new_tokens < MOST_NEW_TOKENS:
         raise LimitError(
             f"{bundle.path}: holds {bundle.manifest.limits.max_seq} tokens, of which a question leaves "
             f"{answer.max_new_tokens} for its answer, expected {MOST_NEW_TOKENS} or more; export it with a larger "
             "--max-seq"
         )
+    return answer
 
 
 def _identity(bundle: Bundle) -> EngineIdentity:
     manifest = bundle.manifest
     sha256 = _file_sha256(bundle.path)
     bundle.require_same_file()  # it is that of the engine which answers
-    return EngineIdentity(sha256, manifest.precision, "cpu", manifest.sha256.entries[TOKENIZER_ENTRY])
+    return EngineIdentity(sha256, manifest.precision, TARGET, manifest.sha256.entries[TOKENIZER_ENTRY])
 
 
 def _file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise EngineFileError(f"{path}: cannot be read ({error.strerror}); check the path and the disk") from error
     return digest.hexdigest()

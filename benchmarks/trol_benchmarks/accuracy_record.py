@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,9 @@ def read_record(path: str, question_set: QuestionSet, asked: Sequence[AskedQuest
         )
     answered = sum(question.id in record.answers for question in asked)
     if answered < len(asked):
-        raise TrolError(
-            f"{path}: holds answers to {answered:,} of the {len(asked):,} questions asked; give --limit {answered}, or "
-            "record all of them"
-        )
+        first = sum(1 for _ in takewhile(lambda question: question.id in record.answers, asked))
+        remedy = f"give --limit {first}, or record all of them" if first else "record them again"
+        raise TrolError(f"{path}: holds answers to {answered:,} of the {len(asked):,} questions asked; {remedy}")
     return Answers(record.engine, record.answers)
 
 

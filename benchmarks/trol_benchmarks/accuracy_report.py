@@ -1,7 +1,8 @@
 """How many of its questions an engine got right, family by family, and how that compares with another engine.
 
     {"schema", "set": {"version", "sha256", "n"}, "engine": {"sha256", "precision", "target", "tokenizer_sha256"},
-     "families": {name: {"n", "correct", "accuracy", "ci95"}}, "overall": {"n", "correct", "accuracy", "ci95"},
+     "families": {name: {"n", "correct", "accuracy", "ci95"}}, "closed": the same of CLOSED families, or null,
+     "overall": {"n", "correct", "accuracy", "ci95"},
      "against": {"engine", "equal_share", "first_divergence", "only_this_right", "only_other_right", "p_value"} or null}
 
 Where a family has questions both about what training may have shown and about what it cannot have, its entry also has
@@ -20,7 +21,7 @@ from typing import Any
 from trol_benchmarks.accuracy import Answers
 from trol_benchmarks.confidence import mcnemar_p_value, wilson_interval
 from trol_benchmarks.report import Row, table
-from trol_benchmarks.world.questions import FAMILIES, READ
+from trol_benchmarks.world.questions import CLOSED, FAMILIES, READ
 from trol_benchmarks.world.scoring import is_right
 from trol_benchmarks.world.test_set import AskedQuestion, QuestionSet
 
@@ -34,11 +35,13 @@ def accuracy_report(
     """The report as JSON values. asked: the questions of the set that both engines answered, one or more."""
     right = rightness(asked, answers)
     families = {name: [question for question in asked if question.question.family == name] for name in FAMILIES}
+    closed = [question for name in CLOSED for question in families[name]]
     return {
         "schema": SCHEMA,
         "set": {"version": question_set.version, "sha256": question_set.sha256, "n": len(question_set.questions)},
         "engine": asdict(answers.engine),
         "families": {name: _family(questions, right) for name, questions in families.items() if questions},
+        "closed": _score(closed, right) if closed else None,
         "overall": _score(asked, right),
         "against": None if against is None else _comparison(asked, answers, against),
     }
@@ -120,6 +123,8 @@ def _rows(report: dict[str, Any]) -> list[Row]:
     for name, family in report["families"].items():
         rows.append(_score_row(name, family))
         rows += [_score_row(f"  {part.replace('_', ', ')}", family[part]) for part in PARTS if part in family]
+    if report["closed"] is not None:
+        rows.append(_score_row("all but reading, describing", report["closed"]))
     return [*rows, _score_row("overall", report["overall"])]
 
 

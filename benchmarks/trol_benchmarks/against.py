@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trol_benchmarks.engine_run import add_run_options, run_options
+from trol_benchmarks.engine_run import add_run_options, check_run_options, run_options
 from trol_benchmarks.measured_command import run_measured
 from trol_benchmarks.memory import bound_rows, measured_engine_run, memory_record, resident_rows
 from trol_benchmarks.memory_bound import memory_bound
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None) -> int:
     """Parse, measure, print; returns the exit code."""
     arguments = _parse(argv)
     pattern = times_pattern(arguments.pattern)
-    baseline = shlex.split(arguments.baseline.replace("{threads}", str(arguments.threads)))
+    baseline = command_words(arguments.baseline.replace("{threads}", str(arguments.threads)))
     manifest = Bundle.open(arguments.engine).manifest
     rounds: dict[str, list[Round]] = {"engine": [], "baseline": []}
     for side in turns(tuple(rounds), arguments.rounds):
@@ -93,6 +93,17 @@ def times_pattern(text: str) -> re.Pattern[str]:
     return pattern
 
 
+def command_words(command: str) -> list[str]:
+    """The words of --baseline as a shell takes them; raises UsageError for none and for an open quotation."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--baseline is no command ({error}); close its quotation marks") from error
+    if not words:
+        raise UsageError("--baseline is empty; give the command that runs the other program")
+    return words
+
+
 def times_in(printed: str, pattern: re.Pattern[str]) -> Times:
     """The times of the last match; raises TrolError when there is none."""
     matches = list(pattern.finditer(printed))
@@ -104,8 +115,18 @@ def times_in(printed: str, pattern: re.Pattern[str]) -> Times:
     for group, value in matches[-1].groupdict().items():
         role, _, unit = group.rpartition("_")
         if role in ("prefill", "decode"):
-            in_seconds[role] = float(value) * _UNIT_SECONDS[unit]
+            in_seconds[role] = _number(value, group) * _UNIT_SECONDS[unit]
     return Times(in_seconds["prefill"], in_seconds["decode"])
+
+
+def _number(found: str | None, group: str) -> float:
+    try:
+        return float(found or "")
+    except ValueError:
+        raise TrolError(
+            f"the group {group} of --pattern found {found!r} in what the baseline printed, expected a number; let it "
+            "match digits and a point alone"
+        ) from None
 
 
 def highest(rounds: Sequence[Round]) -> Peak:
@@ -147,6 +168,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     add_json_option(parser)
     arguments = parser.parse_args(argv)
     require_rounds(arguments.rounds)
+    check_run_options(arguments)
     if "{threads}" in arguments.baseline and arguments.threads is None:
         raise UsageError("the baseline's command holds {threads}: say how many with --threads")
     return arguments

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None) -> int:
 
 def measure_accuracy(arguments: argparse.Namespace) -> None:
     """`trol-bench accuracy`: the report to stdout, then the record of -o."""
-    from trol_benchmarks.accuracy import ask_engine, open_engine
+    from trol_benchmarks.accuracy import ask_engine, open_engine, require_askable
     from trol_benchmarks.accuracy_record import is_record, read_record, write_record
     from trol_benchmarks.accuracy_report import accuracy_report, as_text
     from trol_benchmarks.world.test_set import RELEASED, read_question_set
@@ -59,16 +59,20 @@ def measure_accuracy(arguments: argparse.Namespace) -> None:
         against = read_record(arguments.against, question_set, asked)
     elif arguments.against is not None:
         other_engine = open_engine(arguments.against)
+    if other_engine is not None:
+        require_askable(other_engine, question_set, asked, arguments.threads)
 
     answers = ask_engine(engine, question_set, asked, arguments.threads)
-    if other_engine is not None:
-        against = ask_engine(other_engine, question_set, asked, arguments.threads)
-    report = accuracy_report(question_set, asked, answers, against)
     try:
-        print(json.dumps(report) if arguments.json else as_text(report), flush=True)
-    finally:  # a pager that is left early must not cost the record
-        if record is not None:
-            write_record(record, report, asked, answers)
+        if other_engine is not None:
+            against = ask_engine(other_engine, question_set, asked, arguments.threads)
+    finally:  # neither a second engine that fails nor a pager that is left early costs the answers of the first
+        report = accuracy_report(question_set, asked, answers, against)
+        try:
+            print(json.dumps(report) if arguments.json else as_text(report), flush=True)
+        finally:
+            if record is not None:
+                write_record(record, report, asked, answers)
 
 
 def _first(limit: int | None, question_set: QuestionSet) -> tuple[AskedQuestion, ...]:

@@ -88,6 +88,17 @@ def test_a_record_of_too_few_answers_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_what_lies_before_a_gap_can_be_asked_and_nothing_if_it_comes_first(record: Path) -> None:
+    answers = json.loads(record.read_text())["answers"]
+    missing = lambda *ids: {name: answer for name, answer in answers.items() if name not in ids}  # noqa: E731
+    assert refusal(changed(record, answers=missing("0-word"))) == (
+        f"{record}: holds answers to 5 of the 6 questions asked; give --limit 2, or record all of them"
+    )
+    assert refusal(changed(record, answers=missing("0-colour"))) == (
+        f"{record}: holds answers to 5 of the 6 questions asked; record them again"
+    )
+
+
 def test_a_file_that_is_no_record_is_refused(record: Path, tmp_path: Path) -> None:
     assert refusal(changed(record, answers=3)) == (
         f"{record}: no record of answers (key 'answers' must be an object, found 3); {EXPECTED}"

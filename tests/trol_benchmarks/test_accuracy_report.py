@@ -41,6 +41,13 @@ def test_every_family_is_counted_with_its_interval() -> None:
     assert report["against"] is None
 
 
+def test_the_closed_families_but_those_that_read_are_also_counted_together() -> None:
+    report = accuracy_report(SET, SET.questions, answers(_0_colour="green", _0_word="DOG"), None)
+    assert report["closed"] == {"n": 4, "correct": 3, "accuracy": 3 / 4, "ci95": list(wilson_interval(3, 4))}
+    reading = [question for question in SET.questions if question.question.family == "word"]
+    assert accuracy_report(SET, reading, answers(), None)["closed"] is None
+
+
 def test_an_answer_is_right_by_the_rules_of_the_world() -> None:
     report = accuracy_report(SET, SET.questions, answers(_0_colour=" Red.", _0_count="two"), None)
     assert report["families"]["colour"]["correct"] == 2
@@ -117,14 +124,15 @@ def test_a_person_sees_a_table_with_seen_and_unseen_below_their_family() -> None
             "engine    fp32 on cpu, SHA-256 aaaaaaaaaaaaaaaa",
             f"test set  version 1, SHA-256 {SET.sha256[:16]}, 6 questions, greedy",
             "",
-            "family     questions  right  accuracy  95 % interval",
-            "colour             2      2   100.0 %  34.2 to 100.0",
-            "count              1      1   100.0 %  20.7 to 100.0",
-            "existence          1      1   100.0 %  20.7 to 100.0",
-            "word               2      1    50.0 %    9.5 to 90.5",
-            "  seen             1      1   100.0 %  20.7 to 100.0",
-            "  unseen           1      0     0.0 %    0.0 to 79.3",
-            "overall            6      5    83.3 %   43.6 to 97.0",
+            "family                       questions  right  accuracy  95 % interval",
+            "colour                               2      2   100.0 %  34.2 to 100.0",
+            "count                                1      1   100.0 %  20.7 to 100.0",
+            "existence                            1      1   100.0 %  20.7 to 100.0",
+            "word                                 2      1    50.0 %    9.5 to 90.5",
+            "  seen                               1      1   100.0 %  20.7 to 100.0",
+            "  unseen                             1      0     0.0 %    0.0 to 79.3",
+            "all but reading, describing          4      4   100.0 %  51.0 to 100.0",
+            "overall                              6      5    83.3 %   43.6 to 97.0",
         ]
     )
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from trol_benchmarks.against import Round, Times, highest, main, times_in, times_pattern, times_record
+from trol_benchmarks.against import Round, Times, command_words, highest, main, times_in, times_pattern, times_record
 from trol_benchmarks.resident_memory import Peak, Resident
 from trol_runtime.errors import TrolError, UsageError
 
@@ -47,6 +47,26 @@ def test_a_baseline_that_prints_something_else_is_reported_with_the_pattern() ->
 def test_a_pattern_that_cannot_give_both_times_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         times_pattern(text)
+
+
+@pytest.mark.parametrize("printed", ["prefill 2.5. s, decode 40 ms", "prefill . s, decode 40 ms"])
+def test_what_a_group_finds_must_be_a_number(printed: str) -> None:
+    with pytest.raises(TrolError, match=r"^the group prefill_s of --pattern found '.*' in what .* expected a number"):
+        times_in(printed, times_pattern(SENTENCE))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("it's", r"^--baseline is no command \(No closing quotation\)"), ("", "^--baseline is empty"), (" ", "is empty")],
+)
+def test_a_baseline_that_is_no_command_is_refused(command: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        command_words(command)
+
+
+def test_a_shape_that_is_no_prompt_is_refused_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="expected --crops >= 0"):
+        main(["engine.plan", "--baseline", "program", "--pattern", SENTENCE, "--crops", "-1"])
 
 
 def test_the_ratio_says_how_much_of_the_baselines_time_the_engine_takes() -> None:

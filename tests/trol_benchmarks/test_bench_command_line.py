@@ -101,7 +101,7 @@ def test_an_engine_is_asked_and_the_table_printed(run: Run, engine: Path, questi
 
 def test_as_json_it_prints_the_report_alone(run: Run, engine: Path, questions: Path) -> None:
     found = report(run, engine, "--set", questions)
-    assert set(found) == {"schema", "set", "engine", "families", "overall", "against"}
+    assert set(found) == {"schema", "set", "engine", "families", "closed", "overall", "against"}
     assert found["set"] == {"version": 1, "sha256": SET.sha256, "n": 6}
     assert found["overall"]["n"] == 6
     assert found["against"] is None
@@ -157,6 +157,35 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     assert refused(run, *asked, "-o", tmp_path / "no" / "x")[1].endswith("does not exist; create it first")
     assert refused(run, *asked, "--threads", 0) == (2, "threads is 0, expected a whole number, 1 or more")
     assert refused(run, engine, "--set", missing)[0] == 1
+
+
+def test_a_second_engine_that_cannot_be_asked_is_refused_before_the_first_is(
+    run: Run, engine: Path, questions: Path, micro_engine: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = micro_engine("phi3")
+    monkeypatch.setattr(accuracy, "MOST_NEW_TOKENS", 1000)  # more than the engines hold
+    code, line = refused(run, engine, "--set", questions, "--against", other)
+    assert code == 1
+    assert line.startswith(f"{other}: holds ")
+
+
+def test_a_second_engine_that_fails_does_not_cost_the_answers_of_the_first(
+    run: Run, engine: Path, questions: Path, tmp_path: Path, micro_engine: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = iter([accuracy.ask_engine])
+
+    def failing(*arguments: Any) -> Any:
+        ask = next(asked, None)
+        if ask is None:
+            raise TrolError("the logits are no numbers")
+        return ask(*arguments)
+
+    monkeypatch.setattr(accuracy, "ask_engine", failing)
+    record = tmp_path / "record.json"
+    code, out, err = run("accuracy", engine, "--set", questions, "--against", micro_engine("phi3"), "-o", record)
+    assert (code, err.splitlines()[-1]) == (1, "trol-bench: the logits are no numbers")
+    assert "overall" in out
+    assert json.loads(record.read_text())["against"] is None
 
 
 def test_a_record_of_another_test_set_is_refused(run: Run, engine: Path, questions: Path, tmp_path: Path) -> None:
