@@ -6,14 +6,14 @@ their own, and two heads of every layer begin by looking one patch to the left a
 
 Nor are the decoder's: it takes long to find out that a word of a question has to do with the patches that show what it
 means, and nothing can be learned from pictures before. So half of the heads begin by looking at what is like the token
-itself, two of each of the first two layers look at the tokens right before it, and what a head looks at it copies: a
+itself, two of each of the first two layers look at tokens up to three before it, and what a head looks at it copies: a
 part of its embedding, by which the head of the model knows words. Forms of a word begin alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ _PROMPT_TOKENS, _LEAST_TURN = 400, 0.1  # radians
 # The channel that every word has alike, and how sharply heads look back by it: the token so many places back is
 # likelier by a factor of e**3 than its neighbours, by the channels that turn most.
 _ALIKE, _RECALL, _QUICK = 0.4, 1.4, 6
+# How far the heads of the first layers look back. From an option to its letter it is two tokens, "A", ".", " red", or
+# three where a letter or digit comes behind a space of its own: "A", ".", " ", "3".
+_BACK = ((2, 3), (1, 2))
 # Of values and outputs, whose numbers are then about as large as random ones.
 _TAKEN, _ADDED = 0.2, 0.15
 
@@ -63,8 +66,8 @@ def initialise(model: nn.Module, config: ModelConfig, vocabulary: Mapping[str, i
         for attention in attentions:
             _match(attention, config.decoder)
             _copy(attention, config.decoder)
-        for attention in attentions[:2]:
-            _look_back(attention, config.decoder)
+        for attention, places in zip(attentions, _BACK, strict=False):
+            _look_back(attention, config.decoder, places)
         trol.output.weight.copy_(table[:-1] * (DEVIATION / EMBEDDING_DEVIATION))
 
 
@@ -117,8 +120,8 @@ def _match(attention: nn.Module, config: Decoder) -> None:
     queries_and_key[:, slow] = _LIKENESS * torch.randn(len(slow), config.hidden_size)
 
 
-def _look_back(attention: nn.Module, config: Decoder) -> None:
-    """The queries of the last key/value head read a channel that every word has alike, and find it so many tokens back.
+def _look_back(attention: nn.Module, config: Decoder, places: Sequence[int]) -> None:
+    """The queries of the last key/value head read a channel that every word has alike, and find it `places` back.
 
     Keys are the same for all words then, but for how far rotary embedding turned them; queries are turned back.
     """
@@ -126,7 +129,7 @@ def _look_back(attention: nn.Module, config: Decoder) -> None:
     turns = _turns(config)
     for channel, turn in enumerate(turns[:_QUICK]):
         key[[channel, channel + len(turns)], 0] = torch.tensor([_RECALL, 0.0])
-        for back, query in enumerate(queries, start=1):
+        for back, query in zip(places, queries, strict=True):
             angle = torch.tensor(back * turn)
             query[[channel, channel + len(turns)], 0] = _RECALL * torch.stack((angle.cos(), -angle.sin()))
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trol_benchmarks.world.chance import one_of
-from trol_benchmarks.world.description import describe
+from trol_benchmarks.world.description import describe, listed
+from trol_benchmarks.world.phrases import with_article
 from trol_benchmarks.world.picture import draw
 from trol_benchmarks.world.questions import FORM_SHARES, Question, ask, vocabulary_texts
 from trol_benchmarks.world.sampling import Kind, sample_scene
@@ -33,6 +34,9 @@ from trol_runtime.tokenizer import TextTokenizer
 
 _STEPS_APART = 30  # between two steps that show a picture
 _NOT_TOLD = ("position", "tallest_bar")  # what descriptions do not answer
+# Descriptions name things from the left, so left and right are learned by them. For above and below, some pictures'
+# things are asked for from above, too.
+_FROM_ABOVE, _FROM_ABOVE_SHARE, _MOST_FROM_ABOVE = "What do you see from above?", 0.5, 4
 
 
 class Asked(NamedTuple):
@@ -69,6 +73,10 @@ class Lessons:
         self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def prepare(self, phase_number: int, step: int) -> Lesson:
+        """The lesson of a step, counted from 0 in its phase, `recipe.phases[phase_number]`.
+
+        The tower's and the words' have labels alone, the language's no pictures; those of everything have all.
+        """
         phase = self.recipe.phases[phase_number]
         if phase.name == "tower":
             return self._to_see(phase_number, step)
@@ -79,6 +87,7 @@ class Lessons:
         asked = self.asked(rng, "train", phase.kinds, phase.batch, self.recipe.form_shares)
         if phase.name == "language":
             return Lesson(None, self.text_packer.pack([_told(*one) for one in asked], self.recipe.room))
+        asked = [_also_from_above(rng, *one) for one in asked]
         labels = self._labels([one.scene for one in asked]) if phase.name == "everything" else None
         return replace(self.lesson(asked), labels=labels)
 
@@ -95,7 +104,7 @@ class Lessons:
         return Lesson(torch.cat(pixel_values), None, torch.cat(labels))
 
     def _draw_to_see(self, phase_number: int, number: int) -> tuple[Tensor, Tensor]:
-        """Pixel values and labels of the pictures that are shown for the first time with this number."""
+        """Pixel values and labels of the pictures that are shown for the last time in the step of this number."""
         phase, rng = self.recipe.phases[phase_number], self._rng(phase_number, number)
         scenes = [_scene_to_see(rng, phase) for _ in range(phase.batch // phase.shown)]
         return self._pixel_values(scenes), self._labels(scenes)
@@ -131,6 +140,15 @@ def _scene_to_see(rng: np.random.Generator, phase: Phase) -> Scene:
     if rng.random() < phase.crowded:
         return crowded_scene(rng)
     return sample_scene(rng, "train", one_of(rng, phase.kinds))
+
+
+def _also_from_above(rng: np.random.Generator, scene: Scene, questions: list[Question]) -> Asked:
+    """The same scene, which of half of the pictures with few things is to be named from above first."""
+    if not 2 <= len(scene.things) <= _MOST_FROM_ABOVE or rng.random() >= _FROM_ABOVE_SHARE:
+        return Asked(scene, questions)
+    things = sorted(scene.things, key=lambda thing: thing.y)
+    answer = listed([with_article(thing.name) for thing in things])
+    return Asked(scene, [Question("description", "plain", _FROM_ABOVE, answer), *questions])
 
 
 def _told(scene: Scene, questions: Sequence[Question]) -> list[Question]:

@@ -123,7 +123,7 @@ class Recipe:
     seed: int = 0
     patch_share: float = 0.5
     questions: int = 12
-    form_shares: tuple[float, float, float] = (0.3, 0.2, 0.5)
+    form_shares: tuple[float, float, float] = (0.35, 0.25, 0.4)
     room: Room = ROOM
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -135,7 +135,7 @@ class Recipe:
 # three phases come first that stand in for those: the tower learns what the patches of a picture show, the language
 # model to answer questions about pictures that are described to it, the projector which words name what the tower
 # sees. Then come the paper's two steps (section 3.3): first projector and gate, then all; of the second step the tower
-# sits out the longer part, in which it would forget more than it learns.
+# sits out the first half, in which it would forget more than it learns.
 RELEASED = Recipe(
     phases=(
         Phase(
@@ -151,7 +151,7 @@ RELEASED = Recipe(
         Phase("language", 700, batch=16, learning_rate=1e-3, warm_up=20),
         Phase("words", 300, batch=16, learning_rate=3e-3, warm_up=20),
         Phase("alignment", 100, batch=16, learning_rate=3e-4, warm_up=20),
-        Phase("decoder", 3200, batch=16, learning_rate=1e-3, warm_up=50, floor=0.3),
-        Phase("everything", 1000, batch=16, learning_rate=3e-4, warm_up=50),
+        Phase("decoder", 2000, batch=16, learning_rate=1e-3, warm_up=50, floor=0.3),
+        Phase("everything", 2200, batch=16, learning_rate=4e-4, warm_up=50),
     )
 )

@@ -19,6 +19,7 @@ from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import Split, belongs
 from trol_export.tiny import lessons as lessons_module
+from trol_export.tiny.crowded import crowded_scene
 from trol_export.tiny.lessons import Lesson, Lessons
 from trol_export.tiny.packing import IGNORED
 from trol_export.tiny.patch_labels import LABELS
@@ -109,6 +110,36 @@ def test_the_papers_steps_learn_from_answers_and_while_the_tower_is_trained_from
     assert (lesson.labels is not None) == labelled
 
 
+@pytest.mark.parametrize("phase", [ALIGNMENT, DECODER, EVERYTHING])
+def test_half_of_the_pictures_with_few_things_are_also_named_from_above(
+    phase: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[list[Question]] = []
+    lessons = Lessons(short_recipe(steps=8, batch=8))
+    pack = lessons.packer.pack
+
+    def recorded(rows: Any, room: Any) -> Any:
+        packed.extend(rows)
+        return pack(rows, room)
+
+    monkeypatch.setattr(lessons.packer, "pack", recorded)
+    scenes = recorded_scenes(monkeypatch)
+    for step in range(8):
+        lessons.prepare(phase, step)
+    named = 0
+    few = [len(scene.things) in (2, 3, 4) for scene in scenes]
+    for scene, questions, is_few in zip(scenes, packed, few, strict=True):
+        asked = [question for question in questions if question.text == "What do you see from above?"]
+        named += len(asked)
+        assert len(asked) <= is_few
+        for question in asked:
+            assert question is questions[0]  # so that there is room for it
+            names = [thing.name for thing in sorted(scene.things, key=lambda thing: thing.y)]
+            places = [question.answer.index(name) for name in names]
+            assert len(set(names)) < len(names) or places == sorted(places)
+    assert 0.3 * sum(few) < named < 0.7 * sum(few)
+
+
 def test_every_lesson_of_a_phase_has_the_same_shapes(lessons: Lessons) -> None:
     for phase in range(6):
         one, other = (tensors(lessons.prepare(phase, step)) for step in (0, 1))
@@ -149,6 +180,24 @@ def test_all_scenes_belong_to_the_train_split(monkeypatch: pytest.MonkeyPatch) -
         lessons.prepare(number, step)
     assert len(scenes) == sum(phase.steps * phase.batch for phase in RECIPE.phases)
     assert all(belongs(scene, "train") for scene in scenes)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 6)])
+def test_the_tower_sees_crowded_scenes_in_the_share_of_its_phase(
+    monkeypatch: pytest.MonkeyPatch, share: float, expected: int
+) -> None:
+    crowded: list[Scene] = []
+
+    def recorded(rng: np.random.Generator) -> Scene:
+        crowded.append(crowded_scene(rng))
+        return crowded[-1]
+
+    monkeypatch.setattr(lessons_module, "crowded_scene", recorded)
+    recipe = short_recipe("tower", steps=3, batch=2)
+    lessons = Lessons(replace(recipe, phases=(replace(recipe.phases[0], crowded=share),)))
+    for step in range(3):
+        lessons.prepare(0, step)
+    assert len(crowded) == expected
 
 
 def test_scenes_to_validate_with_belong_to_the_split_asked_for(lessons: Lessons) -> None:
