@@ -21,6 +21,7 @@ from safetensors.torch import save as to_safetensors
 
 from trol_export.checkpoint import GATE, GATING_FILE, SAFETENSORS_FILE
 from trol_export.checkpoint_check import check_checkpoint
+from trol_runtime.atomic_file import sync_directory
 from trol_runtime.errors import CheckpointError, NumericError, TrolError, UsageError
 from trol_runtime.prompt import official_template
 
@@ -54,7 +55,9 @@ def write_checkpoint(
         for name, data in files.items():
             _write(unfinished / name, data)
         _require_exportable(unfinished, directory)
+        sync_directory(unfinished)
         _rename(unfinished, directory)
+        sync_directory(directory.parent)
     except OSError as error:
         reason = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         needed = sum(map(len, files.values()))

@@ -15,6 +15,6 @@ def packaged_checkpoint() -> Path:
     if not (CHECKPOINT / "config.json").is_file():
         raise CheckpointError(
             f"{CHECKPOINT} is missing, this installation comes without TroL-tiny's weights: "
-            "train them with python -m trol_export.tiny.train"
+            "train them with python -m trol_export.tiny.train, then give --checkpoint build/tiny/checkpoint"
         )
     return CHECKPOINT

@@ -6,8 +6,8 @@ The folder of a run holds training.pt (everything to go on from), curves.json, c
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
+import sysconfig
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +27,6 @@ EXAMPLES = (
     ("--folder DIR --no-traversal", "the same network with one pass over the prompt, to compare with"),
 )
 NEEDED = ("torch", "onnx_ir", "safetensors", "tokenizers", "sentencepiece", "matplotlib")
-_COMPILERS = ("g++", "c++", "clang++")
 # What torch takes in any case.
 _LARGEST_SEED = 2**32 - 1
 _MOST_THREADS = 1024
@@ -38,11 +37,13 @@ def main(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
     require_installed("training", NEEDED, "export,bench")
     from trol_export.tiny.checkpoint_writer import require_replaceable, write_checkpoint
+    from trol_export.tiny.freed_memory import keep_freed_memory
     from trol_export.tiny.recipe import RELEASED, config_json
     from trol_export.tiny.training_run import TrainingRun, say
 
     if not arguments.no_compile:
         _require_compiler()
+    keep_freed_memory()
     folder = Path(arguments.folder)
     recipe = replace(RELEASED, seed=arguments.seed, traversal=not arguments.no_traversal)
     require_replaceable(folder / CHECKPOINT)
@@ -82,16 +83,19 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
 
 
 def _require_compiler() -> None:
-    """torch takes the program that CXX names, or g++."""
-    named = shlex.split(os.environ.get("CXX", ""))[:1]
-    compilers = named or _COMPILERS
-    if not any(map(shutil.which, compilers)):
-        found = (
-            f"CXX names {named[0]}, which is not here" if named else f"found no C++ compiler ({', '.join(compilers)})"
-        )
-        raise TrolError(
-            f"{found}; by one, torch fuses operations: install one, or train without, more slowly: --no-compile"
-        )
+    """Raise TrolError unless there are the program that torch starts, with no arguments of its own, and its headers."""
+    compiler = os.environ.get("CXX", "g++")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if shutil.which(compiler) is None:
+        found = f"there is no C++ compiler {compiler!r}" + (", which CXX names" if "CXX" in os.environ else "")
+    elif not header.is_file():
+        found = f"the C++ compiler needs {header}, which is not there"
+    else:
+        return
+    raise TrolError(
+        f"{found}; by a compiler torch fuses operations: install what is missing, or train without, more slowly: "
+        "--no-compile"
+    )
 
 
 def _make(folder: Path) -> None:

@@ -20,7 +20,7 @@ _SMOOTHED = 50  # steps whose mean a point of the loss curve is
 class TrainingLog:
     """Every step's metrics, and accuracies by family whenever they were measured.
 
-    seconds: that training took, validation included
+    seconds: that training took up to its last step, what was measured before that step included
     """
 
     def __init__(

@@ -43,15 +43,16 @@ class TrainingRun:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, threads: int, compiled: bool) -> None:
+        torch.set_num_threads(threads)  # before the first weights: last bits of their orthogonal ones depend on it
         self.training = Training(recipe)
         self._log = TrainingLog()
         self._folder = folder
         # Last bits depend on these; the rest of the run is its recipe.
         self._conditions: dict[str, Any] = {"threads": threads, "compiled": compiled, **_versions()}
+        self._earlier: list[dict[str, Any]] = []  # conditions of the steps before these, each with where they ended
         self._whole = True  # whether no step has begun that has not ended
         if (folder / STATE).exists():
             self._restore(folder / STATE)
-        torch.set_num_threads(threads)
         if compiled:
             self.training.model.compile_layers()
 
@@ -81,7 +82,15 @@ class TrainingRun:
         finally:
             if self._whole:
                 self._save()
-                self._log.write(self._folder, {"recipe": _plain(self.training.recipe), "conditions": self._conditions})
+                self._log.write(self._folder, self._record())
+
+    def _record(self) -> dict[str, Any]:
+        """Which run this is: its recipe, and under which conditions it went on and had come so far."""
+        return {
+            "recipe": _plain(self.training.recipe),
+            "conditions": self._conditions,
+            "earlier_conditions": self._earlier,
+        }
 
     @contextmanager
     def _step(self) -> Iterator[None]:
@@ -108,8 +117,7 @@ class TrainingRun:
 
     def _save(self) -> None:
         state = {
-            "recipe": _plain(self.training.recipe),
-            "conditions": self._conditions,
+            **self._record(),
             "training": self.training.state(),
             "log": self._log.to_json(),
         }
@@ -121,12 +129,11 @@ class TrainingRun:
         try:
             saved = torch.load(path, weights_only=True)
             recipe = _plain(self.training.recipe)
-            other = {name for name, value in recipe.items() if saved["recipe"].get(name) != value}
+            other = _different(recipe, saved["recipe"])
             if not other:
                 self.training.restore(saved["training"])
                 self._log = TrainingLog(**saved["log"])
-                before = saved["conditions"]
-                changed = {name: before.get(name) for name, now in self._conditions.items() if before.get(name) != now}
+                before, self._earlier = saved["conditions"], saved["earlier_conditions"]
         except Exception as error:  # torch raises nothing more specific for a file that is not its own
             raise TrolError(
                 f"{path} cannot be read ({type(error).__name__}), expected a state of a training run: "
@@ -138,8 +145,12 @@ class TrainingRun:
                 f"{path} is of a run with other {', '.join(sorted(other))}: {how} to go on, or choose another --folder"
             )
         say(f"going on in {self._folder} after {len(self._log.steps):,} steps")
-        for name, value in changed.items():
-            say(f"until here with {name} {value}, from here with {self._conditions[name]}: last bits may differ")
+        changed = _different(before, self._conditions)
+        if changed:
+            self._earlier.append({"until": len(self._log.steps), **before})
+        for name in sorted(changed):
+            now = self._conditions.get(name)
+            say(f"until here with {name} {before.get(name)}, from here with {now}: last bits may differ")
 
 
 def say(line: str) -> None:
@@ -151,8 +162,14 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe)))
 
 
+def _different(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The keys whose values differ, or that only one of them has."""
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")}
+    packages = ("trol-export", "torch", "numpy", "pillow", "matplotlib", "tokenizers")
+    return {name: version(name) for name in packages}
 
 
 @contextmanager
@@ -175,5 +192,5 @@ def _interruptible_afterwards() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if pressed:
-        raise KeyboardInterrupt
+        if pressed:  # also where the block failed: a terminal's Ctrl-C ends the compilers that torch waits for, too
+            raise KeyboardInterrupt from None

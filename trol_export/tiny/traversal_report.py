@@ -40,6 +40,8 @@ _GATED_QUESTIONS = 100  # spread over the test set
 def main(argv: Sequence[str] | None) -> int:
     """Export, ask, compare; returns the exit code."""
     arguments = _parse(argv)
+    if not arguments.folder.is_dir():
+        raise UsageError(f"{arguments.folder} is no folder, expected one for the report: create it first")
     require_installed("the report", (*NEEDED, "matplotlib"), "export,cpu,bench")
     _require_trained_differently(arguments.checkpoint, arguments.control)
     question_set = read_question_set()
@@ -60,10 +62,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="trained with traversal")
     parser.add_argument("control", type=Path, metavar="CONTROL", help="trained without")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the report goes")
-    arguments = parser.parse_args(argv)
-    if not arguments.folder.is_dir():
-        raise UsageError(f"{arguments.folder} is no folder, expected one for the report: create it first")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def _require_trained_differently(checkpoint: Path, control: Path) -> None:
@@ -167,16 +166,26 @@ def mean_gates(checkpoint: Path, engine: Path, question_set: QuestionSet) -> dic
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for a person."""
-    families = report["released"]["families"]
     rows = [
-        [family, *(f"{report[name]['families'][family]['accuracy']:.3f}" for name in ENGINES)] for family in families
+        [family, *(_score(report[name]["families"][family]) for name in ENGINES)]
+        for family in report["released"]["families"]
     ]
-    rows.append(["all", *(f"{report[name]['overall']['accuracy']:.3f}" for name in ENGINES)])
+    rows.append(["all", *(_score(report[name]["overall"]) for name in ENGINES)])
+    rows.append(["p-value against the released one", "", *(_p_value(report[name]) for name in ENGINES[1:])])
     gates = [
         [f"layer {layer}", f"{image:.3f}", f"{text:.3f}"]
         for layer, (image, text) in enumerate(zip(*report["mean_gate"].values(), strict=True))
     ]
     return "\n".join([table([["family", *ENGINES], *rows]), "", table([["mean gate", "image", "text"], *gates])])
+
+
+def _score(score: dict[str, Any]) -> str:
+    low, high = score["ci95"]
+    return f"{score['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _p_value(report: dict[str, Any]) -> str:
+    return f"{report['against']['p_value']:.3g}"
 
 
 def _drawn(gates: dict[str, NDArray[np.float64]]) -> bytes:

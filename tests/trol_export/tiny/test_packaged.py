@@ -54,7 +54,7 @@ def test_an_installation_without_the_weights_says_how_to_get_them(
     assert ended.code == 1
     assert ended.stderr == (
         f"trol-export: {tmp_path / 'checkpoint'} is missing, this installation comes without TroL-tiny's weights: "
-        "train them with python -m trol_export.tiny.train\n"
+        "train them with python -m trol_export.tiny.train, then give --checkpoint build/tiny/checkpoint\n"
     )
 
 

@@ -25,7 +25,7 @@ import torch
 from short_recipe import short_recipe
 from trol_export.checkpoint import Checkpoint
 from trol_export.checkpoint_check import check_checkpoint
-from trol_export.tiny import lessons, recipe, train, training_run
+from trol_export.tiny import freed_memory, lessons, recipe, train, training_run
 from trol_export.tiny.lessons import Lessons
 from trol_export.tiny.recipe import model_config
 from trol_export.tiny.training import CLOSED_GATE_BIAS, Training
@@ -65,6 +65,8 @@ def _short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lessons, "model_config", small_config)
     monkeypatch.setattr(training_run, "_STEPS_BETWEEN_LINES", 1)
     monkeypatch.setattr(training_run, "_VALIDATION_PICTURES", 2)
+    # It would hold for all tests that this process still runs.
+    monkeypatch.setattr(freed_memory, "keep_freed_memory", lambda: True)
 
 
 @pytest.fixture
@@ -286,6 +288,17 @@ def test_ctrl_c_that_is_ignored_stays_ignored(run: Train, folder: Path, monkeypa
     assert steps_saved(folder) == STEPS
 
 
+def test_ctrl_c_that_also_ends_the_compilers_of_a_step_is_one_line(run: Train, folder: Path, for_once: ForOnce) -> None:
+    def broken(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("C++ compile error")
+
+    with for_once() as patch:
+        patch.setattr(Lessons, "prepare", broken)
+        assert run() == (130, f"{NAME}: interrupted\n")
+    assert steps_saved(folder) == 0
+
+
 COMMAND = f"""
 from trol_export.tiny import lessons, recipe, train, training_run
 from short_recipe import short_recipe
@@ -343,6 +356,9 @@ def test_going_on_under_other_conditions_is_said(run: Train, folder: Path) -> No
     assert ended.stderr.splitlines()[1] == (
         f"until here with threads {threads}, from here with {threads + 1}: last bits may differ"
     )
+    log = logged(folder)
+    assert log["conditions"]["threads"] == threads + 1
+    assert [(before["until"], before["threads"]) for before in log["earlier_conditions"]] == [(1, threads)]
 
 
 @pytest.mark.slow  # torch compiles a minute
@@ -374,24 +390,39 @@ def test_compiled_layers_give_the_same_bits_in_every_run_and_after_an_interrupti
 @pytest.mark.parametrize(
     ("cxx", "found"),
     [
-        ("", "found no C++ compiler (g++, c++, clang++)"),
-        ("/nowhere/g++ -O2", "CXX names /nowhere/g++, which is not here"),
+        (None, "there is no C++ compiler 'g++'"),
+        ("/nowhere/g++", "there is no C++ compiler '/nowhere/g++', which CXX names"),
+        ("g++ -O2", "there is no C++ compiler 'g++ -O2', which CXX names"),  # torch takes it for one name, too
     ],
 )
 def test_without_a_compiler_it_says_how_to_do_without(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    cxx: str,
+    cxx: str | None,
     found: str,
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.delenv("CXX", raising=False)
+    if cxx is not None:
+        monkeypatch.setenv("CXX", cxx)
     assert run_command(NAME, train.main, ["--folder", str(folder)]) == 1
     assert capsys.readouterr().err == (
-        f"{NAME}: {found}; by one, torch fuses operations: install one, or train without, more slowly: --no-compile\n"
+        f"{NAME}: {found}; by a compiler torch fuses operations: install what is missing, or train without, more "
+        "slowly: --no-compile\n"
     )
     assert not folder.exists()
+
+
+def test_a_compiler_without_pythons_headers_is_not_enough(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(train.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(train.sysconfig, "get_path", lambda _: str(tmp_path))
+    assert run_command(NAME, train.main, ["--folder", str(folder)]) == 1
+    assert capsys.readouterr().err.startswith(
+        f"{NAME}: the C++ compiler needs {tmp_path / 'Python.h'}, which is not there; "
+    )
 
 
 def test_without_matplotlib_it_says_what_to_install(run: Train, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

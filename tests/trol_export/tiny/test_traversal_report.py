@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,9 @@ def test_three_engines_answer_the_same_questions(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[0] == "family"
     assert all(name in lines[0] for name in ENGINES)
+    intervals = r" +(\d\.\d{3} \(\d\.\d{3} to \d\.\d{3}\) *){3}"
+    assert all(re.fullmatch(rf"\w+{intervals}", line) for line in lines[1:6])  # four families and all
+    assert re.fullmatch(rf"p-value against the released one +{off['p_value']:.3g} +{off['p_value']:.3g}", lines[6])
     assert lines[-1].startswith("layer 1")
 
 
