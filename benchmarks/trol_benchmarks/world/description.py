@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from trol_benchmarks.world.phrases import plural, with_article
-from trol_benchmarks.world.scene import COLOURS, SHAPES, Print, Scene
+from trol_benchmarks.world.scene import COLOURS, SHAPES, Print, Scene, Thing
 from trol_runtime.errors import UsageError
 
 _KINDS = ("word", "number")
@@ -28,20 +28,25 @@ def describe(scene: Scene) -> str:
     """
     sentences = []
     if scene.things:
-        things = sorted(scene.things, key=lambda thing: (thing.x, thing.y))
+        things = in_order(scene.things)
         verb = "is" if len(things) == 1 else "are"
-        names = listed([with_article(thing.name) for thing in things])
+        names = _listed([with_article(thing.name) for thing in things])
         sentences.append(f"There {verb} {_counted(len(things), 'object')}: {names}.")
     if scene.prints:
         prints = sorted(scene.prints, key=lambda text: (text.x, text.y))
-        sentence = listed([f"the {print_kind(text)} {text.text} is printed in {text.colour}" for text in prints])
+        sentence = _listed([f"the {print_kind(text)} {text.text} is printed in {text.colour}" for text in prints])
         sentences.append(f"T{sentence[1:]}.")
     if scene.chart is not None:
         colours = [bar.colour for bar in scene.chart.bars]
-        sentences.append(f"A bar chart with {_counted(len(colours), 'bar')}: {listed(colours)}.")
+        sentences.append(f"A bar chart with {_counted(len(colours), 'bar')}: {_listed(colours)}.")
     if not sentences:
         raise UsageError("an empty picture has no description; put a thing, a print or a chart into the scene")
     return " ".join(sentences)
+
+
+def in_order(things: Iterable[Thing]) -> list[Thing]:
+    """As a description names them: from the left."""
+    return sorted(things, key=lambda thing: (thing.x, thing.y))
 
 
 def print_kind(text: Print) -> str:
@@ -57,7 +62,7 @@ def grammar_texts() -> list[str]:
     prints = [
         f"{the} {kind} is printed in {colour}." for the in ("The", "the") for kind in _KINDS for colour in COLOURS
     ]
-    return [f"There is one object: {listed(things)}.", *counted, *charts, *prints, listed(list(COLOURS))]
+    return [f"There is one object: {_listed(things)}.", *counted, *charts, *prints, _listed(list(COLOURS))]
 
 
 def _counted(count: int, noun: str) -> str:
@@ -66,7 +71,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{COUNT_WORDS[count - 1]} {noun if count == 1 else plural(noun)}"
 
 
-def listed(items: Sequence[str]) -> str:
+def _listed(items: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
 

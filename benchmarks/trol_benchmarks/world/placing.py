@@ -16,8 +16,8 @@ from trol_benchmarks.world.looks import draw_axes, draw_shade
 from trol_benchmarks.world.scene import FONTS, Bar, Chart, Print, Thing
 from trol_benchmarks.world.splits import ColouredText, Pair
 
-SMALLEST_THING, LARGEST_THING = 0.14, 0.32
-LOWEST_PRINT, HIGHEST_PRINT = 0.10, 0.20  # heights of capitals
+SMALLEST_THING, LARGEST_THING = 0.16, 0.32
+LOWEST_PRINT, HIGHEST_PRINT = 0.16, 0.22  # heights of capitals
 MOST_OVERLAP = 0.1  # of the circles around two things, in radii of the smaller
 THING_TURN, PRINT_TURN = 20.0, 10.0  # degrees to either side
 LOWEST_BAR, TALLEST_BAR_LEAD = 0.15, 0.1
@@ -25,7 +25,7 @@ LOWEST_BAR, TALLEST_BAR_LEAD = 0.15, 0.1
 # ink reaches up to 0.016 out of the box that is measured in large.
 MARGIN = 0.02
 
-_LARGEST_OF = (LARGEST_THING, LARGEST_THING, LARGEST_THING, 0.30, 0.27, 0.24, 0.22)  # by number of things
+_LARGEST_OF = (LARGEST_THING, LARGEST_THING, LARGEST_THING, 0.30, 0.28, 0.26, 0.24)  # by number of things
 _TRIES = 40  # places for one thing or print; where none is free, all are placed anew in smaller sizes
 _SHRINKAGE = 0.8
 FONT_NAMES = tuple(FONTS)

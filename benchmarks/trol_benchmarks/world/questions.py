@@ -15,7 +15,7 @@ from trol_benchmarks.world.chance import one_of, some_of, whole_between
 from trol_benchmarks.world.description import describe, grammar_texts, print_kind
 from trol_benchmarks.world.phrases import plural, with_article
 from trol_benchmarks.world.scene import COLOURS, SHAPES, Bar, Print, Scene, Thing, require_known
-from trol_benchmarks.world.splits import NUMBERS, PAIRS, combination, is_unseen_pair, is_unseen_text
+from trol_benchmarks.world.splits import NUMBERS, PAIRS, Pair, combination, is_unseen_pair, is_unseen_text
 
 FAMILIES = ("colour", "shape", "count", "position", "existence", "tallest_bar", "number", "word", "description")
 READ = ("number", "word")  # the families that read
@@ -69,8 +69,8 @@ def ask(
 ) -> list[Question]:
     """Up to `count` different questions, of all families possible in turn; at most one description.
 
-    About a scene of the train split they name no pair, word or number that training is not to see; an option that is
-    wrong may make such a pair with what the question names.
+    About a scene of the train split they name no pair, word or number that training is not to see, and no option makes
+    such a pair with what the question names.
 
     form_shares: how likely each of FORMS is
     """
@@ -240,13 +240,15 @@ _SUBJECTS: dict[str, Callable[[Scene], Sequence[object]]] = {
 def _ask_colour(rng: np.random.Generator, scene: Scene) -> _Asked:
     name, colour = one_of(rng, _coloured(scene))
     text = one_of(rng, phrases.COLOUR).format(name=name)
-    return _Asked(text, colour, _others(rng, colour, _colours(scene), COLOURS))
+    wrong = _others(rng, colour, _colours(scene), COLOURS)
+    return _Asked(text, colour, _nameable(scene, wrong, lambda other: (other, name)))
 
 
 def _ask_shape(rng: np.random.Generator, scene: Scene) -> _Asked:
     thing = one_of(rng, _shaped(scene))
     text = one_of(rng, phrases.SHAPE).format(colour=thing.colour)
-    return _Asked(text, thing.shape, _others(rng, thing.shape, (thing.shape for thing in scene.things), SHAPES))
+    wrong = _others(rng, thing.shape, (thing.shape for thing in scene.things), SHAPES)
+    return _Asked(text, thing.shape, _nameable(scene, wrong, lambda other: (thing.colour, other)))
 
 
 def _ask_count(rng: np.random.Generator, scene: Scene) -> _Asked:
@@ -346,6 +348,11 @@ def _others(rng: np.random.Generator, right: str, seen: Iterable[str], known: It
     """First what else the picture shows, then everything else."""
     order = [*_shuffled(rng, sorted(set(seen))), *_shuffled(rng, list(known))]
     return [name for name in dict.fromkeys(order) if name != right]
+
+
+def _nameable(scene: Scene, others: list[str], pair: Callable[[str], Pair]) -> list[str]:
+    """Without those that would say in training that a pair kept from it is wrong; pair: what another one makes."""
+    return [other for other in others if not (_is_for_training(scene) and is_unseen_pair(*pair(other)))]
 
 
 def _other_texts(rng: np.random.Generator, scene: Scene, text: str) -> list[str]:

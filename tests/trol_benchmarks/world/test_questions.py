@@ -9,9 +9,9 @@ from hand_made_scenes import LOOK, chart, objects, print_at, printed
 from trol_benchmarks.world import phrases, words
 from trol_benchmarks.world.questions import FAMILIES, FORMS, Question, ask, ask_family, possible, vocabulary_texts
 from trol_benchmarks.world.sampling import sample_scene
-from trol_benchmarks.world.scene import SHAPES, Scene
+from trol_benchmarks.world.scene import COLOURS, SHAPES, Scene
 from trol_benchmarks.world.scoring import is_right
-from trol_benchmarks.world.splits import NUMBERS, PAIRS, Split, is_unseen_pair, is_unseen_text
+from trol_benchmarks.world.splits import NUMBERS, PAIRS, Pair, Split, is_unseen_pair, is_unseen_text
 from trol_runtime.errors import UsageError
 
 MIXED = objects(
@@ -319,6 +319,22 @@ def test_questions_about_training_pictures_name_nothing_kept_from_training() -> 
             assert not any(
                 is_unseen_text(option) for option in question.options if question.family in ("word", "number")
             )
+
+
+def pairs_of_options(question: Question) -> set[Pair]:
+    """What the options of a question of colour or shape make with the name it asks about."""
+    asked_about = question.text.partition("\n")[0]
+    if question.family == "shape":
+        return {(colour, option) for colour in COLOURS if colour in asked_about for option in question.options}
+    return {(option, shape) for shape in SHAPES if shape in asked_about for option in question.options}
+
+
+@pytest.mark.parametrize(("split", "named"), [("train", False), ("test", True)])
+def test_options_make_pairs_kept_from_training_in_the_test_alone(split: Split, named: bool) -> None:
+    # In training they would always be wrong.
+    asked = [question for _, questions in sampled(split, 500) for question in questions]
+    pairs = [pairs_of_options(question) for question in asked if question.family in ("colour", "shape")]
+    assert any(is_unseen_pair(*pair) for found in pairs for pair in found) == named
 
 
 def test_questions_about_test_pictures_name_pairs_kept_from_training() -> None:

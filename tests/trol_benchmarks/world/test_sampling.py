@@ -161,8 +161,8 @@ def test_everything_lies_inside_the_picture(all_scenes: list[Scene]) -> None:
 
 def test_sizes_and_turns_stay_readable(all_scenes: list[Scene]) -> None:
     for scene in all_scenes:
-        assert all(0.14 <= thing.size <= 0.32 and abs(thing.angle) <= 20 for thing in scene.things)
-        assert all(0.10 <= printed.height <= 0.20 and abs(printed.angle) <= 10 for printed in scene.prints)
+        assert all(0.16 <= thing.size <= 0.32 and abs(thing.angle) <= 20 for thing in scene.things)
+        assert all(0.16 <= printed.height <= 0.22 and abs(printed.angle) <= 10 for printed in scene.prints)
 
 
 def test_looks_vary_within_their_limits(all_scenes: list[Scene]) -> None:
