@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from trol_benchmarks.world.chance import one_of
-from trol_benchmarks.world.description import describe, listed
-from trol_benchmarks.world.phrases import with_article
+from trol_benchmarks.world.description import describe
 from trol_benchmarks.world.picture import draw
 from trol_benchmarks.world.questions import FORM_SHARES, Question, ask, vocabulary_texts
 from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import Split
+from trol_export.tiny.clues import ClueFinder, Clues
 from trol_export.tiny.crowded import crowded_scene
 from trol_export.tiny.packing import Batch, Packer
 from trol_export.tiny.patch_labels import patch_labels
 from trol_export.tiny.recipe import Phase, Recipe, model_config
 from trol_export.tiny.tokenizer import build_tokenizer
+from trol_export.tiny.untold import KeptPairs
 from trol_export.tokenizer_conversion import convert_tokenizer
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.preprocess import preprocess
@@ -34,9 +35,6 @@ from trol_runtime.tokenizer import TextTokenizer
 
 _STEPS_APART = 30  # between two steps that show a picture
 _NOT_TOLD = ("position", "tallest_bar")  # what descriptions do not answer
-# Descriptions name things from the left, so left and right are learned by them. For above and below, some pictures'
-# things are asked for from above, too.
-_FROM_ABOVE, _FROM_ABOVE_SHARE, _MOST_FROM_ABOVE = "What do you see from above?", 0.5, 4
 
 
 class Asked(NamedTuple):
@@ -53,11 +51,15 @@ class Lesson:
     pixel_values: float32 (b, 3, h, w); None in the language phase
     batch:        packed questions and answers; None where there are labels alone
     labels:       bool (b * patches, labels), where tower or projector learn by them
+    clues:        where the decoder learns by them
+    untold:       bool (targets, vocab), what an answer's next token is not said to differ from
     """
 
     pixel_values: Tensor | None
     batch: Batch | None
     labels: Tensor | None = None
+    clues: Clues | None = None
+    untold: Tensor | None = None
 
 
 class Lessons:
@@ -70,6 +72,8 @@ class Lessons:
         image_tokens, image_id = self.config.vision.tokens_per_crop, self.config.image_token_id
         self.packer = Packer(tokenizer, image_tokens, image_id)
         self.text_packer = Packer(tokenizer, 0, image_id)
+        vocabulary = self.tokenizer_json["model"]["vocab"]
+        self.clue_finder, self.kept_pairs = ClueFinder(vocabulary), KeptPairs(vocabulary)
         self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def prepare(self, phase_number: int, step: int) -> Lesson:
@@ -86,10 +90,13 @@ class Lessons:
             return Lesson(self._pixel_values(scenes), None, self._labels(scenes))
         asked = self.asked(rng, "train", phase.kinds, phase.batch, self.recipe.form_shares)
         if phase.name == "language":
-            return Lesson(None, self.text_packer.pack([_told(*one) for one in asked], self.recipe.room))
-        asked = [_also_from_above(rng, *one) for one in asked]
+            asked = [_told(*one) for one in asked]
+            batch = self.text_packer.pack([one.questions for one in asked], self.recipe.room)
+            lesson = self._to_learn(Lesson(None, batch), asked)
+            assert lesson.clues is not None
+            return replace(lesson, clues=lesson.clues.of_options())
         labels = self._labels([one.scene for one in asked]) if phase.name == "everything" else None
-        return replace(self.lesson(asked), labels=labels)
+        return replace(self._to_learn(self.lesson(asked), asked), labels=labels)
 
     def _to_see(self, phase_number: int, step: int) -> Lesson:
         """Pictures drawn for this step, and for some steps that are to come: each is shown several times."""
@@ -129,6 +136,13 @@ class Lessons:
         scenes = [sample_scene(rng, split, one_of(rng, kinds)) for _ in range(count)]
         return [Asked(scene, ask(rng, scene, self.recipe.questions, form_shares)) for scene in scenes]
 
+    def _to_learn(self, lesson: Lesson, asked: Sequence[Asked]) -> Lesson:
+        """The lesson with what is known about its questions beside their answers."""
+        assert lesson.batch is not None
+        clues = self.clue_finder.find(lesson.batch, *zip(*asked, strict=True))
+        untold = self.kept_pairs.untold_tokens(lesson.batch, [one.questions for one in asked])
+        return replace(lesson, clues=clues, untold=untold)
+
     def _labels(self, scenes: Sequence[Scene]) -> Tensor:
         return torch.from_numpy(np.concatenate([patch_labels(scene, self.config.vision.grid) for scene in scenes]))
 
@@ -142,20 +156,11 @@ def _scene_to_see(rng: np.random.Generator, phase: Phase) -> Scene:
     return sample_scene(rng, "train", one_of(rng, phase.kinds))
 
 
-def _also_from_above(rng: np.random.Generator, scene: Scene, questions: list[Question]) -> Asked:
-    """The same scene, which of half of the pictures with few things is to be named from above first."""
-    if not 2 <= len(scene.things) <= _MOST_FROM_ABOVE or rng.random() >= _FROM_ABOVE_SHARE:
-        return Asked(scene, questions)
-    things = sorted(scene.things, key=lambda thing: thing.y)
-    answer = listed([with_article(thing.name) for thing in things])
-    return Asked(scene, [Question("description", "plain", _FROM_ABOVE, answer), *questions])
-
-
-def _told(scene: Scene, questions: Sequence[Question]) -> list[Question]:
+def _told(scene: Scene, questions: Sequence[Question]) -> Asked:
     """The same questions about a picture that is described instead of shown."""
     description = describe(scene)
     answered = [question for question in questions if question.family not in _NOT_TOLD]
-    return [replace(question, text=f"{description}\n{question.text}") for question in answered]
+    return Asked(scene, [replace(question, text=f"{description}\n{question.text}") for question in answered])
 
 
 def tokenizer_and_config() -> tuple[dict[str, Any], ModelConfig]:

@@ -42,7 +42,7 @@ class Batch:
     sees:      bool (b, 1, t, t), True where the token of that row may look
     targets:   int64 (b, t), the id that follows a token, IGNORED where that is not asked for
     weights:   float32 (b, t), of each target in the loss
-    questions: int64 (b, t), number of the question in its row that a target belongs to, -1 for none
+    questions: int64 (b, t), number of the question in its row that a token belongs to, -1 for the others
     """
 
     shared: int
@@ -122,28 +122,25 @@ class _Arrays:
         self.targets = np.full(shape, IGNORED, np.int64)
         self.weights = np.zeros(shape, np.float32)
         self.questions = np.full(shape, -1, np.int64)
-        # Of each token, its question: 0 for the shared beginning, -1 for filling.
-        self.owners = np.full(shape, -1, np.int64)
 
     def fill(self, row: int, shared: Ids, conversations: Sequence[tuple[int, Conversation]]) -> None:
-        self._put(row, 0, shared, 0, 0)
+        self._put(row, 0, shared, 0, -1)
         prompt_end, answer_end = len(shared), self.prompt_tokens
         for number, conversation in conversations:
             prompt, answer = conversation.prompt, conversation.answer
             known = answer[:-1]  # nothing follows the turn-end mark
-            prompt_end = self._put(row, prompt_end, prompt, len(shared), number + 1)
-            answer_end = self._put(row, answer_end, known, len(shared) + len(prompt), number + 1)
+            prompt_end = self._put(row, prompt_end, prompt, len(shared), number)
+            answer_end = self._put(row, answer_end, known, len(shared) + len(prompt), number)
             predictors = [prompt_end - 1, *range(answer_end - len(known), answer_end)]
             self.targets[row, predictors] = answer
             # A question of one token counts as much as half of a description of four.
             self.weights[row, predictors] = len(answer) ** -0.5
-            self.questions[row, predictors] = number
 
-    def _put(self, row: int, start: int, ids: Ids, position: int, owner: int) -> int:
+    def _put(self, row: int, start: int, ids: Ids, position: int, question: int) -> int:
         end = start + len(ids)
         self.ids[row, start:end] = ids
         self.positions[row, start:end] = np.arange(position, position + len(ids))
-        self.owners[row, start:end] = owner
+        self.questions[row, start:end] = question
         return end
 
     def batch(self) -> Batch:
@@ -160,6 +157,6 @@ class _Arrays:
 
     def _sees(self) -> NDArray[np.bool_]:
         """A token sees what comes before it, of the beginning and of its own question; filling sees itself."""
-        own = self.owners[:, :, None] == self.owners[:, None, :]
-        before = np.tri(self.ids.shape[1], dtype=np.bool_)
-        return ((own | (self.owners == 0)[:, None, :]) & before)[:, None]
+        own = self.questions[:, :, None] == self.questions[:, None, :]
+        tokens = self.ids.shape[1]
+        return ((own | (np.arange(tokens) < self.shared)) & np.tri(tokens, dtype=np.bool_))[:, None]

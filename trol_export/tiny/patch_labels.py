@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from string import ascii_uppercase, digits
 
@@ -16,7 +16,7 @@ from trol_benchmarks.world.naming import MOST_BARS, MOST_THINGS
 from trol_benchmarks.world.outlines import draw_shape
 from trol_benchmarks.world.picture import bar_boxes
 from trol_benchmarks.world.placing import Box
-from trol_benchmarks.world.scene import COLOURS, SHAPES, Print, Scene, Thing
+from trol_benchmarks.world.scene import COLOURS, SHAPES, Chart, Print, Scene, Thing
 
 CHARACTERS = ascii_uppercase + digits
 MIDDLE, TALLEST = "middle of a thing", "tallest bar"
@@ -43,31 +43,40 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.bool_]:
     labels = np.zeros((grid, grid, len(LABELS)), np.bool_)
 
     def mark(box: Box, *names: str) -> None:
-        labels[np.ix_(_covered(box, grid, axis=1), _covered(box, grid, axis=0))] |= _labelled(*names)
+        labels[np.ix_(_covered(box, grid, axis=1), _covered(box, grid, axis=0))] |= labelled(names)
 
     for thing in scene.things:
-        names = (thing.colour, thing.shape, *_among(thing, scene.things))
-        labels[_drawn_patches(thing, grid)] |= _labelled(*names)
+        names = thing_labels(thing, scene)
+        labels[_drawn_patches(thing, grid)] |= labelled(names)
         middle = min(int(thing.y * grid), grid - 1), min(int(thing.x * grid), grid - 1)
-        labels[middle] |= _labelled(*names, MIDDLE)
+        labels[middle] |= labelled((*names, MIDDLE))
     for printed in scene.prints:
         for place, character, box in zip(CHARACTER_PLACES, printed.text, _character_boxes(printed), strict=False):
             mark(box, printed.colour, character, place)
     if scene.chart:
-        tallest = max(scene.chart.bars, key=lambda bar: bar.height)
-        for place, bar, box in zip(BAR_PLACES, scene.chart.bars, bar_boxes(scene.chart), strict=False):
-            mark(box, bar.colour, place, *([TALLEST] if bar is tallest else []))
+        for names, box in zip(bar_labels(scene.chart), bar_boxes(scene.chart), strict=True):
+            mark(box, *names)
     return labels.reshape(grid * grid, len(LABELS))
 
 
-def _among(thing: Thing, things: Sequence[Thing]) -> tuple[str, ...]:
-    """Labels of a thing that depend on the others: what questions of place and number ask for."""
+def thing_labels(thing: Thing, scene: Scene) -> tuple[str, ...]:
+    """Labels of a thing: its names, and by those beside it what questions of place and number ask for."""
+    things = scene.things
     return (
+        thing.colour,
+        thing.shape,
         THING_PLACES[sum((other.x, other.y) < (thing.x, thing.y) for other in things)],
         THING_HEIGHTS[sum((other.y, other.x) < (thing.y, thing.x) for other in things)],
         OF_COLOUR[sum(other.colour == thing.colour for other in things) - 1],
         OF_SHAPE[sum(other.shape == thing.shape for other in things) - 1],
     )
+
+
+def bar_labels(chart: Chart) -> list[tuple[str, ...]]:
+    """Labels of every bar."""
+    tallest = max(chart.bars, key=lambda bar: bar.height)
+    named = zip(BAR_PLACES, chart.bars, strict=False)
+    return [(bar.colour, place, *([TALLEST] if bar is tallest else [])) for place, bar in named]
 
 
 def _covered(box: Box, grid: int, axis: int) -> NDArray[np.intp]:
@@ -79,7 +88,7 @@ def _covered(box: Box, grid: int, axis: int) -> NDArray[np.intp]:
     return np.flatnonzero(share >= math.sqrt(_LEAST_SHARE))
 
 
-def _labelled(*names: str) -> NDArray[np.bool_]:
+def labelled(names: Iterable[str]) -> NDArray[np.bool_]:
     """(labels,), True at these."""
     labels = np.zeros(len(LABELS), np.bool_)
     labels[[_NUMBER[name] for name in names]] = True

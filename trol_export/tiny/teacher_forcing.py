@@ -21,14 +21,13 @@ from trol_graphs.roles import embed_prompt
 from trol_runtime.rope import rope_rows
 
 
-def predictions(
+def layer_outputs(
     model: TroLModel, batch: Batch, image_embeds: Tensor | None, *, traversal: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Logits of every token that has a target, and its index in the batch's flat (b * t).
+) -> list[Tensor]:
+    """What comes out of each layer, (b * t, hidden), of prompt tokens blended.
 
     image_embeds: (b * image tokens, hidden), a picture for each row; None for prompts without one
     traversal:    False leaves out the second pass, as a gate of 0 would
-    returns:      float32 (targets, vocab), int64 (targets,)
     """
     rows, tokens = batch.ids.shape
     prompt_tokens = batch.prompt_tokens
@@ -47,14 +46,25 @@ def predictions(
         image_mask.reshape(rows, tokens, 1)[:, :prompt_tokens].reshape(-1, 1),
         _attend(sees[:, :, :prompt_tokens, :prompt_tokens], batch.shared),
     )
+    outputs = []
     for layer in model.layers:
         x = layer(x, both)
         if traversal:
             first, answers = x.reshape(rows, tokens, -1).split([prompt_tokens, tokens - prompt_tokens], dim=1)
             mixed = _mixed(model, first.reshape(rows * prompt_tokens, -1), layer, prompt)
             x = torch.cat((mixed.reshape(rows, prompt_tokens, -1), answers), dim=1).reshape(rows * tokens, -1)
+        outputs.append(x)
+    return outputs
+
+
+def predictions(model: TroLModel, batch: Batch, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of every token that has a target, and its index in the batch's flat (b * t).
+
+    last:    (b * t, hidden), the last of `layer_outputs`
+    returns: float32 (targets, vocab), int64 (targets,)
+    """
     asked = (batch.targets != IGNORED).reshape(-1).nonzero().squeeze(1)
-    return model.logits(x[asked]).float(), asked
+    return model.logits(last[asked]).float(), asked
 
 
 def _mixed(model: TroLModel, first: Tensor, layer: torch.nn.Module, prompt: LayerContext) -> Tensor:
@@ -62,8 +72,13 @@ def _mixed(model: TroLModel, first: Tensor, layer: torch.nn.Module, prompt: Laye
     return mixer(first, second, model.trol_gating.weight, model.trol_gating.bias)
 
 
-def answer_loss(logits: Tensor, asked: Tensor, batch: Batch) -> Tensor:
-    """Weighted mean of the cross-entropies, a scalar."""
+def answer_loss(logits: Tensor, asked: Tensor, batch: Batch, untold: Tensor | None = None) -> Tensor:
+    """Weighted mean of the cross-entropies, a scalar.
+
+    untold: bool (targets, vocab), tokens that count as impossible: no loss says how likely they are
+    """
+    if untold is not None:
+        logits = logits.masked_fill(untold, -math.inf)
     weights = batch.weights.reshape(-1)[asked]
     losses = F.cross_entropy(logits, batch.targets.reshape(-1)[asked], reduction="none")
     return (losses * weights).sum() / weights.sum()

@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trol_benchmarks.world.splits import Split
 from trol_export.checkpoint import GATE
+from trol_export.tiny.clues import ClueHead
 from trol_export.tiny.explicit_attention import explicit_attention
 from trol_export.tiny.initial_weights import initialise
+from trol_export.tiny.label_loss import label_loss
 from trol_export.tiny.lessons import Lesson, Lessons
 from trol_export.tiny.patch_labels import LABELS
 from trol_export.tiny.recipe import Phase, Recipe
-from trol_export.tiny.teacher_forcing import answer_loss, predictions, right_answers
+from trol_export.tiny.teacher_forcing import answer_loss, layer_outputs, predictions, right_answers
 from trol_export.tiny.word_head import WordHead
 from trol_graphs.model import build_model
 from trol_runtime.model_config import ModelConfig
@@ -32,11 +33,11 @@ CLOSED_GATE_BIAS = -20.0  # 0.5 tanh(-20) + 0.5 is 0 in fp32
 # The parameters that a phase trains, by the beginnings of their names.
 TRAINED = {
     "tower": ("vit.", "patch_head."),
-    "language": ("model.", "output.", "trol_gating."),
+    "language": ("model.", "output.", "trol_gating.", "clue_head."),
     "words": ("vision_proj.", "word_head."),
-    "alignment": ("vision_proj.", "trol_gating."),
-    "decoder": ("vision_proj.", "model.", "output.", "trol_gating."),
-    "everything": ("vit.", "vision_proj.", "model.", "output.", "trol_gating."),
+    "alignment": ("vision_proj.", "trol_gating.", "clue_head."),
+    "decoder": ("vision_proj.", "model.", "output.", "trol_gating.", "clue_head."),
+    "everything": ("vit.", "vision_proj.", "model.", "output.", "trol_gating.", "clue_head."),
 }
 
 
@@ -44,11 +45,13 @@ class Outcome(NamedTuple):
     """labels: logits of LABELS for every patch (b * patches, labels), None where the lesson has no labels
     words: the same as the image embeddings say it
     answers: logits and indices of `predictions`, None without questions
+    clues: the loss of the lesson's clues, a scalar, None without any
     """
 
     labels: Tensor | None
     words: Tensor | None
     answers: tuple[Tensor, Tensor] | None
+    clues: Tensor | None
 
 
 class TinyModel(nn.Module):
@@ -62,11 +65,12 @@ class TinyModel(nn.Module):
         self.trol = build_model(config).to_empty(device="cpu").requires_grad_(True)
         self.patch_head = nn.Linear(config.vision.feature_size, len(LABELS))
         self.word_head = WordHead(vocabulary, config.decoder.hidden_size)
+        self.clue_head = ClueHead(config.decoder.hidden_size)
         initialise(self, config, vocabulary, seed)
 
     def forward(self, lesson: Lesson, traversal: bool, tower_learns: bool) -> Outcome:
         """What the model makes of a lesson."""
-        labels = words = embeds = answers = None
+        labels = words = embeds = answers = clues = None
         if lesson.pixel_values is not None:
             with torch.set_grad_enabled(tower_learns and torch.is_grad_enabled()):
                 features = self.trol.vision_features(lesson.pixel_values.to(self.patch_head.weight.dtype))
@@ -76,8 +80,11 @@ class TinyModel(nn.Module):
                 assert isinstance(table, Tensor)
                 labels, words = self.patch_head(features).float(), self.word_head(embeds, table)
         if lesson.batch is not None:
-            answers = predictions(self.trol, lesson.batch, embeds, traversal=traversal)
-        return Outcome(labels, words, answers)
+            outputs = layer_outputs(self.trol, lesson.batch, embeds, traversal=traversal)
+            answers = predictions(self.trol, lesson.batch, outputs[-1])
+            if lesson.clues is not None:
+                clues = self.clue_head(outputs, lesson.clues)
+        return Outcome(labels, words, answers, clues)
 
     def in_bfloat16(self, lesson: Lesson, traversal: bool, tower_learns: bool = False) -> Outcome:
         """`forward` with its weights rounded to bfloat16; gradients arrive at the fp32 weights."""
@@ -157,18 +164,18 @@ class Training:
         return Metrics(phase.name, number, loss.item(), rate)
 
     def _loss(self, lesson: Lesson) -> Tensor:
-        """Of the answers, and of what patches show: as the tower's head has it, or as the projector words it."""
+        """Of the answers, clues, and of what patches show: as the tower's head has it, or as the projector words it."""
         found = self.model.in_bfloat16(lesson, self.recipe.traversal, self.phase.name in ("tower", "everything"))
         loss = torch.zeros(())
         if lesson.batch is not None:
             assert found.answers is not None
-            loss = answer_loss(*found.answers, lesson.batch)
+            loss = answer_loss(*found.answers, lesson.batch, lesson.untold)
+        if found.clues is not None:
+            loss = loss + self.recipe.clue_share * found.clues
         if lesson.labels is not None:
             logits = found.words if self.phase.name == "words" else found.labels
             assert logits is not None
-            # Summed over the labels: most are absent from most patches.
-            of_labels = F.binary_cross_entropy_with_logits(logits, lesson.labels.float()) * len(LABELS)
-            loss = loss + self.recipe.patch_share * of_labels
+            loss = loss + self.recipe.patch_share * label_loss(logits, lesson.labels)
         return loss
 
     @torch.inference_mode()

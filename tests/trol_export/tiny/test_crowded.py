@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from trol_benchmarks.world.contrast import print_stands_out, thing_stands_out
 from trol_benchmarks.world.placing import are_apart, print_box, thing_box
+from trol_benchmarks.world.sampling import sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import belongs, is_unseen_pair, is_unseen_text
 from trol_export.tiny.crowded import crowded_scene
@@ -24,8 +26,14 @@ def test_the_same_random_numbers_give_the_same_scene() -> None:
     assert crowded_scene(np.random.default_rng(3)) == crowded_scene(np.random.default_rng(3))
 
 
+def letters_a_scene(scenes: Sequence[Scene]) -> float:
+    return float(np.mean([sum(len(text.text) for text in scene.prints) for scene in scenes]))
+
+
 def test_there_are_several_times_as_many_letters_as_in_the_worlds_own_scenes(scenes: list[Scene]) -> None:
-    assert np.mean([sum(len(text.text) for text in scene.prints) for scene in scenes]) > 7
+    rng = np.random.default_rng(0)
+    own = [sample_scene(rng, "train") for _ in range(300)]
+    assert letters_a_scene(scenes) > 3 * letters_a_scene(own)
     assert {letter for scene in scenes for text in scene.prints for letter in text.text} == set(
         "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
     )

@@ -51,7 +51,7 @@ def seen_by(batch: Batch, row: int, token: int) -> Seen:
 
 def asked(batch: Batch, row: int, number: int) -> list[int]:
     """The tokens of a row after which the answer to a question is asked for, in order."""
-    return torch.nonzero(batch.questions[row] == number).flatten().tolist()
+    return torch.nonzero((batch.questions[row] == number) & (batch.targets[row] != IGNORED)).flatten().tolist()
 
 
 def all_asked(rows: Sequence[Sequence[Question]]) -> Iterator[tuple[int, int, Question]]:
@@ -118,6 +118,7 @@ def test_without_a_picture_it_ends_where_the_question_begins(lessons: Lessons) -
 def test_filling_is_seen_by_filling_alone_and_nothing_is_asked_of_it(packer: Packer, batch: Batch) -> None:
     fill = filling(batch, ROWS, packer)
     assert fill.any(1).all()
+    assert (batch.questions[fill] == -1).all()
     for row in range(len(ROWS)):
         assert not batch.sees[row, 0, ~fill[row]][:, fill[row]].any()
     assert (batch.targets[fill] == IGNORED).all()
@@ -149,8 +150,8 @@ def test_the_answer_is_asked_for_token_by_token_up_to_the_end_of_the_turn(packer
 
 
 def test_nothing_but_answers_is_asked_for(batch: Batch) -> None:
-    assert ((batch.targets != IGNORED) == (batch.questions >= 0)).all()
-    assert ((batch.weights > 0) == (batch.questions >= 0)).all()
+    assert (batch.questions[batch.targets != IGNORED] >= 0).all()
+    assert ((batch.weights > 0) == (batch.targets != IGNORED)).all()
 
 
 def test_an_answer_of_four_times_the_tokens_weighs_twice_as_much(packer: Packer, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from short_recipe import short_recipe
 from trol_benchmarks.world.questions import Question
 from trol_export.tiny.lessons import Lessons
 from trol_export.tiny.packing import IGNORED, Batch, Packer, Room
-from trol_export.tiny.teacher_forcing import answer_loss, predictions, right_answers
+from trol_export.tiny.teacher_forcing import answer_loss, layer_outputs, predictions, right_answers
 from trol_export.tiny.training import CLOSED_GATE_BIAS
 from trol_graphs.eager import EagerSession, eager_model
 from trol_graphs.model import TroLModel, expected_tensors
@@ -44,7 +44,8 @@ class Small(NamedTuple):
 
     def predictions(self, batch: Batch, *, traversal: bool = True) -> tuple[Tensor, Tensor]:
         embeds = self.embeds if self.model.config.image_token_id in batch.ids else None
-        return predictions(self.model, batch, embeds, traversal=traversal)
+        outputs = layer_outputs(self.model, batch, embeds, traversal=traversal)
+        return predictions(self.model, batch, outputs[-1])
 
     def prompt(self, packer: Packer, question: Question) -> np.ndarray:
         crops = [1] if packer.image_tokens else []

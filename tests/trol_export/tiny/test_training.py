@@ -113,11 +113,11 @@ def test_measuring_accuracy_changes_nothing(uninterrupted: Run) -> None:
     ("number", "parts"),
     [
         pytest.param(0, {"vit", "patch_head"}, id="tower"),
-        pytest.param(1, {"model", "output", "trol_gating"}, id="language"),
+        pytest.param(1, {"model", "output", "trol_gating", "clue_head"}, id="language"),
         pytest.param(2, {"vision_proj", "word_head"}, id="words"),
-        pytest.param(3, {"vision_proj", "trol_gating"}, id="alignment"),
-        pytest.param(4, {"vision_proj", "model", "output", "trol_gating"}, id="decoder"),
-        pytest.param(5, {"vit", "vision_proj", "model", "output", "trol_gating"}, id="everything"),
+        pytest.param(3, {"vision_proj", "trol_gating", "clue_head"}, id="alignment"),
+        pytest.param(4, {"vision_proj", "model", "output", "trol_gating", "clue_head"}, id="decoder"),
+        pytest.param(5, {"vit", "vision_proj", "model", "output", "trol_gating", "clue_head"}, id="everything"),
     ],
 )
 def test_a_phase_changes_the_parameters_it_is_to_train_and_no_others(
@@ -125,8 +125,8 @@ def test_a_phase_changes_the_parameters_it_is_to_train_and_no_others(
 ) -> None:
     before, after = uninterrupted.weights[number : number + 2]
     trained = {name for name in before if name.removeprefix("trol.").split(".")[0] in parts}
-    # Without a picture partial LoRA takes no part: its B stays as it begins, 0.
-    idle = {name for name in trained if "lora_B" in name} if number == 1 else set()
+    # Without a picture partial LoRA takes no part, and names refer to nothing: what belongs to them stays 0.
+    idle = {name for name in trained if "lora_B" in name or "clue_head.names" in name} if number == 1 else set()
     assert changed(before, after) == trained - idle
 
 
@@ -135,7 +135,7 @@ def test_together_the_phases_train_everything(uninterrupted: Run) -> None:
 
 
 def test_without_traversal_the_gate_is_left_as_it_was() -> None:
-    training = Training(short_recipe("alignment", steps=1, batch=1, traversal=False))
+    training = Training(short_recipe("alignment", steps=1, batch=1, traversal=False, clue_share=0.0))
     before = weights_of(training)
     training.step()
     found = changed(before, weights_of(training))
@@ -161,7 +161,7 @@ def test_norms_begin_as_the_identity_and_matrices_small(uninterrupted: Run) -> N
             assert not weight.any(), name
         elif "norm" in name:
             assert (weight == 1).all(), name
-        elif "lora_B" not in name and "trol_gating" not in name:
+        elif not any(part in name for part in ("lora_B", "trol_gating", "clue_head")):
             # The table of positions holds waves, that of words what layers are not to drown.
             assert 0.001 < weight.std() < (0.5 if "position" in name or "tok_embeddings" in name else 0.1), name
 
@@ -172,7 +172,8 @@ def test_norms_begin_as_the_identity_and_matrices_small(uninterrupted: Run) -> N
 @pytest.mark.parametrize("phase", ["tower", "everything"])
 def test_the_loss_of_a_lesson_seen_again_and_again_falls(phase: PhaseName, monkeypatch: pytest.MonkeyPatch) -> None:
     # Only the first phase trains the head that the labels are read from; so later, answers alone.
-    training = Training(short_recipe(phase, steps=15, batch=1, patch_share=0.5 if phase == "tower" else 0.0))
+    share = 0.5 if phase == "tower" else 0.0
+    training = Training(short_recipe(phase, steps=15, batch=1, patch_share=share, clue_share=0.0))
     lesson = training.lessons.prepare(0, 0)
     monkeypatch.setattr(training.lessons, "prepare", lambda *_: lesson)
     losses = [training.step().loss for _ in range(15)]
@@ -180,13 +181,18 @@ def test_the_loss_of_a_lesson_seen_again_and_again_falls(phase: PhaseName, monke
 
 
 def test_at_first_every_answer_token_is_as_likely_as_any_other_and_every_label_as_its_absence() -> None:
-    answers = Training(short_recipe("everything", steps=1, batch=1, patch_share=0.0))
-    both = Training(short_recipe("everything", steps=1, batch=1, patch_share=0.5))
+    def loss(**shares: float) -> float:
+        return Training(short_recipe("everything", steps=1, batch=1, **shares)).step().loss
+
+    answers = Training(short_recipe("everything", steps=1, batch=1, patch_share=0.0, clue_share=0.0))
     of_answers = answers.step().loss
-    of_labels = both.step().loss - of_answers
+    of_labels = loss(patch_share=0.5, clue_share=0.0) - of_answers
+    of_clues = loss(patch_share=0.0, clue_share=0.5) - of_answers
     # The first weights are small, not 0: logits are up to some tenths.
     assert of_answers == pytest.approx(math.log(answers.config.decoder.vocab_size), rel=0.05)
     assert of_labels == pytest.approx(0.5 * len(LABELS) * math.log(2), rel=0.05)
+    # Every name has as many labels as a patch, but for some that it is not told; an option is one more.
+    assert of_clues == pytest.approx(0.5 * (len(LABELS) + 1) * math.log(2), rel=0.05)
 
 
 # The learning rate
