@@ -18,11 +18,9 @@ from trol_benchmarks.world.contrast import (
 )
 from trol_benchmarks.world.fonts import extent
 from trol_benchmarks.world.looks import draw_background, draw_look, draw_shade
-from trol_benchmarks.world.naming import MOST_THINGS
 from trol_benchmarks.world.placing import (
     FONT_NAMES,
     LARGEST_THING,
-    LOWEST_PRINT,
     MARGIN,
     PRINT_TURN,
     SMALLEST_THING,
@@ -37,14 +35,15 @@ from trol_benchmarks.world.placing import (
 from trol_benchmarks.world.scene import Print, Scene, Thing
 from trol_benchmarks.world.splits import PAIRS, Pair, belongs, is_unseen_text, pair_split
 
-_PRINTS = 12  # that are tried to be placed
-_HIGHEST_PRINT = 0.16  # lower than the largest: more of them fit
+_PRINTS = 20  # that are tried to be placed
+_LOWEST_PRINT, _HIGHEST_PRINT = 0.14, 0.20  # lower than in the world's own scenes: more of them fit
+_MOST_THINGS = 4
 _TRIES = 8  # places for each
 _TRAINED_PAIRS = tuple(pair for pair in PAIRS if pair_split(*pair) is None)
 
 
 def crowded_scene(rng: np.random.Generator) -> Scene:
-    """A scene of the train split with up to 6 things and many texts of random letters or digits."""
+    """A scene of the train split with up to 4 things and many texts of random letters or digits."""
     while True:
         scene = _crowded_scene(rng)
         if belongs(scene, "train"):
@@ -61,7 +60,7 @@ def _crowded_scene(rng: np.random.Generator) -> Scene:
     stand_out = colours_of_things(background)
     pairs = [pair for pair in _TRAINED_PAIRS if pair[0] in stand_out]
     colours = colours_of_prints(background)
-    for pair in some_of(rng, pairs, whole_between(rng, 0, MOST_THINGS)):
+    for pair in some_of(rng, pairs, whole_between(rng, 0, _MOST_THINGS)):
         thing = _place_thing(rng, pair, background, taken)
         if thing is not None:
             taken.append(thing_box(thing))
@@ -90,7 +89,7 @@ def _place_print(
 ) -> Print | None:
     colour, font, text = one_of(rng, colours), one_of(rng, FONT_NAMES), _text(rng)
     rgb = draw_shade(rng, colour, partial(print_stands_out, background=background))
-    height, angle = between(rng, LOWEST_PRINT, _HIGHEST_PRINT), between(rng, -PRINT_TURN, PRINT_TURN)
+    height, angle = between(rng, _LOWEST_PRINT, _HIGHEST_PRINT), between(rng, -PRINT_TURN, PRINT_TURN)
     width = extent(font, text)[0] * height
     if width > 1 - 2 * MARGIN:
         return None

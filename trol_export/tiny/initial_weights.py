@@ -72,8 +72,8 @@ def initialise(model: nn.Module, config: ModelConfig, vocabulary: Mapping[str, i
 
 
 def _fill(name: str, parameter: Tensor) -> None:
-    """Biases, the paths of LoRA and the gate (half open then) begin with 0, norms with 1, the rest at random."""
-    if name.endswith(".bias") or "lora_B" in name or "trol_gating" in name:
+    """Biases, paths of LoRA, the gate (half open then) and clues begin with 0, norms with 1, the rest at random."""
+    if name.endswith(".bias") or any(part in name for part in ("lora_B", "trol_gating", "clue_head")):
         parameter.zero_()
     elif parameter.dim() == 1 and "class_embedding" not in name:
         parameter.fill_(1.0)

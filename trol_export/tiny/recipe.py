@@ -103,7 +103,7 @@ class Phase:
     learning_rate: float
     warm_up: int
     floor: float = 0.02
-    kinds: tuple[Kind, ...] = ("objects",) * 9 + ("text",) * 8 + ("chart",) * 3
+    kinds: tuple[Kind, ...] = ("objects",) * 10 + ("text",) * 8 + ("chart",) * 2
     crowded: float = 0.0
     shown: int = 1
 
@@ -114,6 +114,7 @@ class Recipe:
 
     seed:      of the first weights and of every scene
     patch_share: weight of the patches' labels in the loss, beside answers, where tower or projector learn by them
+    clue_share: weight of the clues in the loss, beside answers
     questions: drawn for a picture, of which there is room for most
     form_shares: how likely each form of a question is: lettered options, which are learned last, more than in the test
     traversal: False trains the same network with one pass over the prompt, as any decoder
@@ -122,6 +123,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     seed: int = 0
     patch_share: float = 0.5
+    clue_share: float = 0.3
     questions: int = 12
     form_shares: tuple[float, float, float] = (0.35, 0.25, 0.4)
     room: Room = ROOM
@@ -135,23 +137,23 @@ class Recipe:
 # three phases come first that stand in for those: the tower learns what the patches of a picture show, the language
 # model to answer questions about pictures that are described to it, the projector which words name what the tower
 # sees. Then come the paper's two steps (section 3.3): first projector and gate, then all; of the second step the tower
-# sits out the first half, in which it would forget more than it learns.
+# sits out most, in which it would forget more than it learns.
 RELEASED = Recipe(
     phases=(
         Phase(
             "tower",
-            10_000,
+            11_000,
             batch=18,
             learning_rate=6e-4,
             warm_up=100,
-            crowded=0.6,
+            crowded=0.65,
             shown=3,
             kinds=("text", "objects", "chart"),
         ),
-        Phase("language", 700, batch=16, learning_rate=1e-3, warm_up=20),
+        Phase("language", 600, batch=16, learning_rate=1e-3, warm_up=20),
         Phase("words", 300, batch=16, learning_rate=3e-3, warm_up=20),
         Phase("alignment", 100, batch=16, learning_rate=3e-4, warm_up=20),
-        Phase("decoder", 2000, batch=16, learning_rate=1e-3, warm_up=50, floor=0.3),
-        Phase("everything", 2200, batch=16, learning_rate=4e-4, warm_up=50),
+        Phase("decoder", 2800, batch=16, learning_rate=1e-3, warm_up=50, floor=0.15),
+        Phase("everything", 800, batch=16, learning_rate=1.5e-4, warm_up=50),
     )
 )
