@@ -2,8 +2,11 @@
 
 An answer is one token, from which a network would have to find out at once that a name in a question has to do with
 the patches that show what is so named, and an option with what the question asks for. So tokens on the way are told:
-a name, which things are called so and what patches say of them; an option, whether it is right as far as it goes. In
-descriptions it is the article before a name that is told which thing comes next.
+a name, which things are called so and what patches say of them; an option, its letter and whether it is right as far as
+it goes. In descriptions it is the article before a name that is told which thing comes next.
+
+An option says that it is right in a channel of its own, and where it is not it says nothing. If wrong ones are marked,
+too, they are what the answer looks at, to rule out their letters: that goes with two options and fails with four.
 """
 
 from __future__ import annotations
@@ -26,11 +29,13 @@ from trol_export.tiny.packing import Batch
 from trol_export.tiny.patch_labels import CHARACTER_PLACES, LABELS, bar_labels, labelled, thing_labels
 from trol_export.tiny.tokenizer import SPACE
 
-_LETTERS = "ABCD"
+LETTERS = "ABCD"
 _THING_NOUNS = ("thing", "object", "shape")
 _NOUNS = (*SHAPES, *_THING_NOUNS, "bar", "word", "number")
 # How far into the layers: an option is judged by what the names before it were found to mean.
 _NAMES_AT, _OPTIONS_AT = 0.5, 0.75
+# Where a token of an option says that it is right: by more than the threshold, the surer the more.
+RIGHT_CHANNEL, _THRESHOLD, _SURENESS = 1, 0.75, 4.0
 
 
 class Clues(NamedTuple):
@@ -40,12 +45,14 @@ class Clues(NamedTuple):
     labels:  bool (n, labels), which of LABELS anything of this name has, or the thing that is named next
     options: int64 (m,), tokens of lettered options
     right:   bool (m,), whether the option is the right one as far as up to this token
+    letters: int64 (m,), the option's number
     """
 
     names: Tensor
     labels: Tensor
     options: Tensor
     right: Tensor
+    letters: Tensor
 
     def of_options(self) -> Clues:
         """Those alone that need no picture."""
@@ -60,14 +67,14 @@ class ClueFinder:
         forms = {form: noun for noun in _NOUNS for form in (noun, plural(noun))}
         self._colours = {vocabulary[SPACE + colour]: colour for colour in COLOURS}
         self._nouns = {vocabulary[SPACE + form]: noun for form, noun in forms.items() if SPACE + form in vocabulary}
-        self._letters = {vocabulary[letter] for letter in _LETTERS}
+        self._letters = {vocabulary[letter] for letter in LETTERS}
         self._articles = {vocabulary[SPACE + article] for article in ("a", "an")}
         self._newline, self._dot, self._space = (vocabulary[piece] for piece in ("\n", ".", SPACE))
 
     def find(self, batch: Batch, scenes: Sequence[Scene], questions: Sequence[Sequence[Question]]) -> Clues:
         """The clues of a batch whose rows ask these questions about these scenes."""
         names: list[tuple[int, NDArray[np.bool_]]] = []
-        options: list[tuple[int, bool]] = []
+        options: list[tuple[int, bool, int]] = []
         for row, (scene, asked) in enumerate(zip(scenes, questions, strict=True)):
             known = _known(scene)
             for question, prompt, answer in _packed(batch, row, asked):
@@ -75,12 +82,13 @@ class ClueFinder:
                 if question.family == "description":
                     names += self._named_next(answer, scene)
                 if question.form == "letter":
-                    options += self._options(prompt, _LETTERS.index(question.answer))
+                    options += self._options(prompt, LETTERS.index(question.answer))
         return Clues(
             names=torch.tensor([index for index, _ in names], dtype=torch.int64),
             labels=torch.from_numpy(np.array([labels for _, labels in names]).reshape(-1, len(LABELS))),
-            options=torch.tensor([index for index, _ in options], dtype=torch.int64),
-            right=torch.tensor([is_right for _, is_right in options], dtype=torch.bool),
+            options=torch.tensor([index for index, _, _ in options], dtype=torch.int64),
+            right=torch.tensor([is_right for _, is_right, _ in options], dtype=torch.bool),
+            letters=torch.tensor([number for _, _, number in options], dtype=torch.int64),
         )
 
     def _names(self, prompt: Sequence[_Token], known: Sequence[_Known]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
@@ -99,8 +107,8 @@ class ClueFinder:
         for index, thing in zip(articles, in_order(scene.things), strict=True):
             yield index, labelled(thing_labels(thing, scene))
 
-    def _options(self, prompt: Sequence[_Token], right: int) -> Iterator[tuple[int, bool]]:
-        """The tokens of options, and whether they are those of the option of this number up to there."""
+    def _options(self, prompt: Sequence[_Token], right: int) -> Iterator[tuple[int, bool, int]]:
+        """The tokens of options, whether they are those of number `right` up to there, and their option's number."""
         tokens = [token for _, token in prompt]
         options: list[Sequence[_Token]] = []
         for place in range(len(tokens) - 3):
@@ -109,10 +117,10 @@ class ClueFinder:
                 end = tokens.index(self._newline, place + 1)
                 options.append([at for at in prompt[place + 3 : end] if at.id != self._space])
         due = [token for _, token in options[right]]
-        for option in options:
+        for number, option in enumerate(options):
             ids = [token for _, token in option]
             for length, (index, _) in enumerate(option, 1):
-                yield index, ids[:length] == due[:length]
+                yield index, ids[:length] == due[:length], number
 
 
 class _Token(NamedTuple):
@@ -157,22 +165,32 @@ def _known(scene: Scene) -> list[_Known]:
 
 
 class ClueHead(nn.Module):
-    """How far what layers put out already tells the clues."""
+    """How far what layers put out already tells the clues.
 
-    def __init__(self, hidden_size: int) -> None:
+    letters: ids of LETTERS
+    """
+
+    def __init__(self, hidden_size: int, letters: Sequence[int]) -> None:
         super().__init__()
         self.names = nn.Linear(hidden_size, len(LABELS))
-        self.options = nn.Linear(hidden_size, 1)
+        self._letters = list(letters)
 
-    def forward(self, layer_outputs: Sequence[Tensor], clues: Clues) -> Tensor:
-        """layer_outputs: (b * t, hidden) of each layer. The loss of a name and an option together, a scalar."""
+    def forward(self, layer_outputs: Sequence[Tensor], clues: Clues, words: Tensor) -> Tensor:
+        """The loss of a name and an option together, a scalar.
+
+        layer_outputs: (b * t, hidden) of each layer
+        words:         (vocab, hidden), by which the model itself tells words: an option's letter in these terms has
+          only to be copied to be the answer
+        """
         loss = torch.zeros(())
         if len(clues.names):
             logits = self.names(_read(layer_outputs, _NAMES_AT, clues.names)).float()
             loss = loss + label_loss(logits, clues.labels)
         if len(clues.options):
-            logits = self.options(_read(layer_outputs, _OPTIONS_AT, clues.options)).float()
-            loss = loss + F.binary_cross_entropy_with_logits(logits.squeeze(1), clues.right.float())
+            options = _read(layer_outputs, _OPTIONS_AT, clues.options)
+            surely = _SURENESS * (options[:, RIGHT_CHANNEL].float() - _THRESHOLD)
+            loss = loss + F.binary_cross_entropy_with_logits(surely, clues.right.float())
+            loss = loss + F.cross_entropy(F.linear(options, words[self._letters]).float(), clues.letters)
         return loss
 
 

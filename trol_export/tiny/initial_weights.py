@@ -7,7 +7,8 @@ their own, and two heads of every layer begin by looking one patch to the left a
 Nor are the decoder's: it takes long to find out that a word of a question has to do with the patches that show what it
 means, and nothing can be learned from pictures before. So half of the heads begin by looking at what is like the token
 itself, two of each of the first two layers look at tokens up to three before it, and what a head looks at it copies: a
-part of its embedding, by which the head of the model knows words. Forms of a word begin alike.
+part of its embedding, by which the head of the model knows words. Two of the last layer look at options that say that
+they are right, and copy their letters. Forms of a word begin alike.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from trol_export.tiny.clues import LETTERS, RIGHT_CHANNEL
 from trol_export.tiny.tokenizer import SPACE
 from trol_graphs.model import TroLInternLM2
 from trol_graphs.vision_clip import ClipVisionModel
@@ -39,6 +41,8 @@ _PROMPT_TOKENS, _LEAST_TURN = 400, 0.1  # radians
 # The channel that every word has alike, and how sharply heads look back by it: the token so many places back is
 # likelier by a factor of e**3 than its neighbours, by the channels that turn most.
 _ALIKE, _RECALL, _QUICK = 0.4, 1.4, 6
+# How sharply heads look at an option that says that it is right.
+_RIGHT = 0.8
 # How far the heads of the first layers look back. From an option to its letter it is two tokens, "A", ".", " red", or
 # three where a letter or digit comes behind a space of its own: "A", ".", " ", "3".
 _BACK = ((2, 3), (1, 2))
@@ -62,12 +66,14 @@ def initialise(model: nn.Module, config: ModelConfig, vocabulary: Mapping[str, i
         table = trol.model.tok_embeddings.weight
         _write_alike(table, vocabulary)
         table[:, 0] = _ALIKE
+        table[:, RIGHT_CHANNEL] = 0
         attentions = [layer.get_submodule("attention") for layer in trol.layers]
         for attention in attentions:
             _match(attention, config.decoder)
             _copy(attention, config.decoder)
         for attention, places in zip(attentions, _BACK, strict=False):
             _look_back(attention, config.decoder, places)
+        _look_at_right_options(attentions[-1], config.decoder, table[[vocabulary[letter] for letter in LETTERS]])
         trol.output.weight.copy_(table[:-1] * (DEVIATION / EMBEDDING_DEVIATION))
 
 
@@ -114,8 +120,7 @@ def _write_alike(table: Tensor, vocabulary: Mapping[str, int]) -> None:
 
 def _match(attention: nn.Module, config: Decoder) -> None:
     """The queries of the first key/value head are made as its keys are, in the channels that hardly turn."""
-    turns = [_PROMPT_TOKENS * turn for turn in _turns(config)]
-    slow = [channel for channel in range(config.head_dim) if turns[channel % len(turns)] < _LEAST_TURN]
+    slow = _slow_channels(config)
     queries_and_key = _of_groups(attention, config)[0, :-1]
     queries_and_key[:, slow] = _LIKENESS * torch.randn(len(slow), config.hidden_size)
 
@@ -134,18 +139,43 @@ def _look_back(attention: nn.Module, config: Decoder, places: Sequence[int]) -> 
             query[[channel, channel + len(turns)], 0] = _RECALL * torch.stack((angle.cos(), -angle.sin()))
 
 
+def _look_at_right_options(attention: nn.Module, config: Decoder, letters: Tensor) -> None:
+    """The queries of the last key/value head find tokens by the channel of right options, and copy letters whole.
+
+    letters: (letters, hidden), their embeddings
+    """
+    *queries, key, _ = _of_groups(attention, config)[-1]
+    slow = _slow_channels(config)
+    key[slow, RIGHT_CHANNEL] = _RIGHT
+    for query in queries:
+        query[slow, 0] = _RIGHT
+    others = torch.randn(config.hidden_size, config.head_dim - len(letters))
+    _copy_along(attention, config, -1, torch.cat([letters.T, others], dim=1))
+
+
 def _copy(attention: nn.Module, config: Decoder) -> None:
     """The heads of a key/value head add what they look at, projected onto as many directions as they are wide."""
+    for group in range(config.kv_heads):
+        _copy_along(attention, config, group, torch.randn(config.hidden_size, config.head_dim))
+
+
+def _copy_along(attention: nn.Module, config: Decoder, group: int, directions: Tensor) -> None:
+    """directions: (hidden, head width)"""
+    directions, _ = torch.linalg.qr(directions)
     of_heads = attention.get_parameter("wo.ffn.weight").view(config.hidden_size, config.kv_heads, -1, config.head_dim)
-    for group, weights in enumerate(_of_groups(attention, config)):
-        directions, _ = torch.linalg.qr(torch.randn(config.hidden_size, config.head_dim))
-        weights[-1] = _TAKEN * directions.T
-        of_heads[:, group] = _ADDED * directions[:, None]
+    _of_groups(attention, config)[group, -1] = _TAKEN * directions.T
+    of_heads[:, group] = _ADDED * directions[:, None]
 
 
 def _of_groups(attention: nn.Module, config: Decoder) -> Tensor:
     """Queries, key and value of each key/value head: (kv heads, queries + 2, head width, hidden size)."""
     return attention.get_parameter("wqkv.ffn.weight").view(config.kv_heads, -1, config.head_dim, config.hidden_size)
+
+
+def _slow_channels(config: Decoder) -> list[int]:
+    """Those of a head that hardly turn over a whole prompt."""
+    turns = [_PROMPT_TOKENS * turn for turn in _turns(config)]
+    return [channel for channel in range(config.head_dim) if turns[channel % len(turns)] < _LEAST_TURN]
 
 
 def _turns(config: Decoder) -> list[float]:

@@ -142,7 +142,7 @@ RELEASED = Recipe(
     phases=(
         Phase(
             "tower",
-            11_000,
+            10_400,
             batch=18,
             learning_rate=6e-4,
             warm_up=100,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trol_benchmarks.world.splits import Split
 from trol_export.checkpoint import GATE
-from trol_export.tiny.clues import ClueHead
+from trol_export.tiny.clues import LETTERS, ClueHead
 from trol_export.tiny.explicit_attention import explicit_attention
 from trol_export.tiny.initial_weights import initialise
 from trol_export.tiny.label_loss import label_loss
@@ -65,7 +65,7 @@ class TinyModel(nn.Module):
         self.trol = build_model(config).to_empty(device="cpu").requires_grad_(True)
         self.patch_head = nn.Linear(config.vision.feature_size, len(LABELS))
         self.word_head = WordHead(vocabulary, config.decoder.hidden_size)
-        self.clue_head = ClueHead(config.decoder.hidden_size)
+        self.clue_head = ClueHead(config.decoder.hidden_size, [vocabulary[letter] for letter in LETTERS])
         initialise(self, config, vocabulary, seed)
 
     def forward(self, lesson: Lesson, traversal: bool, tower_learns: bool) -> Outcome:
@@ -83,7 +83,9 @@ class TinyModel(nn.Module):
             outputs = layer_outputs(self.trol, lesson.batch, embeds, traversal=traversal)
             answers = predictions(self.trol, lesson.batch, outputs[-1])
             if lesson.clues is not None:
-                clues = self.clue_head(outputs, lesson.clues)
+                answer_words = self.trol.get_submodule("output").weight
+                assert isinstance(answer_words, Tensor)
+                clues = self.clue_head(outputs, lesson.clues, answer_words)
         return Outcome(labels, words, answers, clues)
 
     def in_bfloat16(self, lesson: Lesson, traversal: bool, tower_learns: bool = False) -> Outcome:

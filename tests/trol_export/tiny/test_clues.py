@@ -11,7 +11,7 @@ from short_recipe import short_recipe
 from trol_benchmarks.world.description import describe
 from trol_benchmarks.world.questions import Question
 from trol_benchmarks.world.scene import COLOURS, Bar, Chart, Look, Print, Scene, Thing
-from trol_export.tiny.clues import ClueFinder, ClueHead, Clues
+from trol_export.tiny.clues import RIGHT_CHANNEL, ClueFinder, ClueHead, Clues
 from trol_export.tiny.lessons import Lessons
 from trol_export.tiny.packing import Batch, Room
 from trol_export.tiny.patch_labels import LABELS
@@ -179,6 +179,12 @@ def test_an_option_of_several_characters_is_right_up_to_where_it_goes_wrong(
     assert found == [*spelled, *spelled[:2], ("B", False), *((letter, False) for letter in "BAT")]
 
 
+def test_every_token_of_an_option_is_told_its_letter(lessons: Lessons, finder: ClueFinder) -> None:
+    question = lettered("C", "CAT", "DOG", "5", "red")
+    clues = finder.find(packed(lessons, [question]), [SCENE], [[question]])
+    assert clues.letters.tolist() == [0, 0, 0, 1, 1, 1, 2, 3]
+
+
 def test_a_question_without_options_has_none(lessons: Lessons, finder: ClueFinder) -> None:
     assert options(lessons, finder, plain("Is there a red star?")) == []
 
@@ -223,30 +229,65 @@ def clues(names: int, options: int) -> Clues:
         labels=torch.zeros(names, len(LABELS), dtype=torch.bool),
         options=torch.arange(options),
         right=torch.ones(options, dtype=torch.bool),
+        letters=torch.zeros(options, dtype=torch.int64),
     )
+
+
+def clue_head() -> ClueHead:
+    return ClueHead(8, letters=[5, 6, 7, 8])
+
+
+def outputs_with(right_channel: float) -> list[torch.Tensor]:
+    """Of four layers, five tokens that all say this, after normalisation, where options say that they are right."""
+    others = ((8 - right_channel**2) / 7) ** 0.5
+    x = torch.full((5, 8), others)
+    x[:, RIGHT_CHANNEL] = right_channel
+    return [x] * 4
 
 
 @pytest.mark.parametrize(("layers", "of_names", "of_options"), [(4, 1, 2), (2, 0, 0), (8, 3, 5)])
 def test_names_are_read_halfway_through_the_layers_and_options_behind_them(
     layers: int, of_names: int, of_options: int
 ) -> None:
-    head = ClueHead(8)
+    head = clue_head()
     for layer, found in ((of_names, clues(names=2, options=0)), (of_options, clues(names=0, options=2))):
         outputs = [torch.randn(5, 8, requires_grad=True) for _ in range(layers)]
-        head(outputs, found).backward()
+        head(outputs, found, torch.randn(9, 8)).backward()
         assert [x.grad is not None for x in outputs] == [number == layer for number in range(layers)]
 
 
-def test_a_head_that_knows_nothing_loses_a_coins_entropy_per_label_and_option() -> None:
-    head = ClueHead(8)
+def test_a_head_that_knows_nothing_loses_a_coins_entropy_per_label_and_for_an_option_that_and_a_letters() -> None:
+    head, words = clue_head(), torch.zeros(9, 8)
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
-    outputs = [torch.randn(5, 8) for _ in range(4)]
-    coin = torch.log(torch.tensor(2.0))
-    torch.testing.assert_close(head(outputs, clues(names=3, options=0)), len(LABELS) * coin)
-    torch.testing.assert_close(head(outputs, clues(names=0, options=3)), coin)
-    torch.testing.assert_close(head(outputs, clues(names=3, options=3)), (len(LABELS) + 1) * coin)
+    outputs = outputs_with(right_channel=0.75)
+    coin, letter = torch.log(torch.tensor([2.0, 4.0]))
+    torch.testing.assert_close(head(outputs, clues(names=3, options=0), words), len(LABELS) * coin)
+    torch.testing.assert_close(head(outputs, clues(names=0, options=3), words), coin + letter)
+    torch.testing.assert_close(head(outputs, clues(names=3, options=3), words), (len(LABELS) + 1) * coin + letter)
+
+
+def test_an_option_says_that_it_is_right_and_nothing_where_it_is_not() -> None:
+    head, words = clue_head(), torch.zeros(9, 8)
+    of_letter = torch.log(torch.tensor(4.0))
+    right = clues(names=0, options=3)
+    wrong = right._replace(right=~right.right)
+    loud, silent = outputs_with(2.0), outputs_with(0.0)
+    assert head(loud, right, words) - of_letter < 0.01
+    assert head(silent, wrong, words) - of_letter < 0.05
+    assert head(loud, wrong, words) - of_letter > 4
+    assert head(silent, right, words) - of_letter > 2
+
+
+def test_an_option_says_its_letter_as_the_answer_would() -> None:
+    """Row 5 of the words is the letter A."""
+    words = torch.zeros(9, 8)
+    words[5] = outputs_with(0.75)[0][0]
+    found = clues(names=0, options=3)
+    outputs = outputs_with(0.75)
+    of_a, of_b = (clue_head()(outputs, found._replace(letters=found.letters + place), words) for place in (0, 1))
+    assert of_b - of_a == pytest.approx(8)  # the logit of A, 0 for the others
 
 
 def test_without_clues_there_is_nothing_to_lose() -> None:
-    assert ClueHead(8)([torch.randn(5, 8)] * 4, clues(names=0, options=0)) == 0
+    assert clue_head()(outputs_with(0.0), clues(names=0, options=0), torch.zeros(9, 8)) == 0

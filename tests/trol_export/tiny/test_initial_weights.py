@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from trol_export.tiny.clues import LETTERS, RIGHT_CHANNEL
 from trol_export.tiny.initial_weights import _shift, _waves
 from trol_export.tiny.lessons import tokenizer_and_config
 from trol_export.tiny.tokenizer import SPACE
@@ -115,6 +116,31 @@ def test_two_heads_of_the_first_layers_look_so_many_tokens_back(
         assert (shares > 0.3).float().mean() > 0.9  # what is random in queries and keys makes some miss it
 
 
+@pytest.mark.parametrize("distance", [0, 20, 300])
+def test_two_heads_of_the_last_layer_look_at_an_option_that_says_that_it_is_right(
+    model: TinyModel, distance: int
+) -> None:
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((20, DECODER.hidden_size)).astype(np.float32))
+    x[:, 0], x[:, RIGHT_CHANNEL] = 1.5, 0
+    x[7, RIGHT_CHANNEL] = 1.5
+    for layer, finds in ((DECODER.layers - 1, True), (DECODER.layers - 2, False)):
+        *queries, keys = queries_and_keys(model, layer, 1, x)
+        for q in queries:
+            q_there, k = rotated(q, [distance] * 20), rotated(keys, [0] * 20)
+            on_it = (q_there @ k.T / DECODER.head_dim**0.5).softmax(1)[:, 7].mean()
+            assert on_it > 0.3 if finds else on_it < 0.1  # of 20 that are all alike: 0.05
+
+
+def test_letters_of_options_are_copied_whole_by_them(model: TinyModel) -> None:
+    vocabulary = tokenizer_and_config()[0]["model"]["vocab"]
+    letters = model.trol.get_parameter("model.tok_embeddings.weight")[
+        [vocabulary[letter] for letter in LETTERS]
+    ].detach()
+    values = queries_keys_and_values(model, DECODER.layers - 1, 1, letters)[-1]
+    # An orthonormal basis of their span keeps lengths; of other directions a fourth is left.
+    torch.testing.assert_close(values.norm(dim=1), 0.2 * letters.norm(dim=1), rtol=1e-5, atol=0)
+
+
 def test_what_a_decoder_layer_looks_at_is_known_again_by_the_models_head(model: TinyModel) -> None:
     table = model.trol.get_parameter("model.tok_embeddings.weight")[:-1].detach()
     unturned = torch.ones(len(table), 1, DECODER.head_dim // 2)
@@ -129,9 +155,13 @@ def test_what_a_decoder_layer_looks_at_is_known_again_by_the_models_head(model: 
 
 def queries_and_keys(model: TinyModel, layer: int, group: int, x: torch.Tensor) -> list[torch.Tensor]:
     """The queries of a key/value head, then its keys, of x (n, hidden): each (n, head width)."""
+    return queries_keys_and_values(model, layer, group, x)[:-1]
+
+
+def queries_keys_and_values(model: TinyModel, layer: int, group: int, x: torch.Tensor) -> list[torch.Tensor]:
     with torch.no_grad():
         found = model.trol.get_submodule(f"model.layers.{layer}.attention.wqkv.ffn")(x)
-    return list(found.reshape(len(x), DECODER.kv_heads, -1, DECODER.head_dim)[:, group, :-1].unbind(1))
+    return list(found.reshape(len(x), DECODER.kv_heads, -1, DECODER.head_dim)[:, group].unbind(1))
 
 
 def normalised(x: torch.Tensor) -> torch.Tensor:
