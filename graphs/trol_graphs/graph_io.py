@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trol_runtime.axis_names import BATCH, CACHE, CROPS, IMAGE_TOKENS, SEQ
 from trol_runtime.cache_names import PAST, PAST_SECOND_PASS, PRESENT, PRESENT_SECOND_PASS, cache_names
 from trol_runtime.model_config import ModelConfig
 
 Role = Literal["vision", "prefill", "decode", "extend"]
-
-# What a symbolic axis is called in the graphs.
-CROPS, SEQ, BATCH, IMAGE_TOKENS, CACHE = "crops", "sequence_length", "batch", "image_tokens", "cache_length"
 
 
 @dataclass(frozen=True)

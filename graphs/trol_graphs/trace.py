@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from trol_graphs.graph_io import BATCH, CACHE, CROPS, IMAGE_TOKENS, SEQ, Port, Role, graph_inputs
+from trol_graphs.graph_io import Port, Role, graph_inputs
 from trol_graphs.model import TroLModel
 from trol_graphs.roles import Decode, Extend, Prefill, Vision
+from trol_runtime.axis_names import BATCH, CACHE, CROPS, IMAGE_TOKENS, SEQ
 from trol_runtime.cache_names import PAST, PAST_SECOND_PASS
 
 # Sizes that stand for the symbolic axes while tracing: all different and none 0 or 1, so that no two axes are confused
