@@ -1,0 +1,70 @@
+"""The packages that build TensorRT plans, `tensorrt` and `tensorrt_rtx`: one API, and here all in which they differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Literal, get_args
+
+from trol_runtime.errors import MissingExtraError, TrolError, UsageError
+
+TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
+TARGETS: tuple[TensorRTTarget, ...] = get_args(TensorRTTarget)
+
+_MODULES: dict[TensorRTTarget, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_EXTRAS: dict[TensorRTTarget, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+# The first whose parser knows Attention, RMSNormalization, RotaryEmbedding and TensorScatter (opset 24).
+_OLDEST: dict[TensorRTTarget, tuple[int, int]] = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}
+
+
+@dataclass(frozen=True)
+class TensorRTPackage:
+    """One of the packages, imported.
+
+    trt: the module
+    plugins: whether a registered plugin takes the place of a model-local function of its name; RTX has no plugins
+    """
+
+    target: TensorRTTarget
+    trt: ModuleType
+
+    @property
+    def version(self) -> str:
+        return str(self.trt.__version__)
+
+    @property
+    def plugins(self) -> bool:
+        return self.target == "tensorrt"
+
+
+def import_tensorrt(target: str) -> TensorRTPackage:
+    """The package of a target.
+
+    Raises UsageError for another target, MissingExtraError when the package is missing, TrolError when it is too old
+    for the graphs or its libraries cannot be loaded.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"no TensorRT target {target!r}, expected {' or '.join(TARGETS)}")
+    known: TensorRTTarget = "tensorrt" if target == "tensorrt" else "tensorrt-rtx"
+    try:
+        package = TensorRTPackage(known, import_module(_MODULES[known]))
+    except ImportError as error:
+        if error.name is not None and error.name.split(".")[0] == _MODULES[known]:
+            raise MissingExtraError(
+                f"building {known} plans needs {_MODULES[known]}, not installed here; install with: "
+                f"pip install 'trol-export[{_EXTRAS[known]}]'"
+            ) from None
+        raise TrolError(f"{_MODULES[known]} is installed and cannot be loaded ({error}); install it again") from None
+    _require_recent(package)
+    return package
+
+
+def _require_recent(package: TensorRTPackage) -> None:
+    found = tuple(int(part) for part in package.version.split(".")[:2])
+    oldest = _OLDEST[package.target]
+    if found < oldest:
+        raise TrolError(
+            f"{package.target} {package.version} cannot read the graphs (opset 24), expected "
+            f"{'.'.join(map(str, oldest))} or newer: upgrade it"
+        )
