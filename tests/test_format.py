@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import hmac
 import json
 import re
 import struct
@@ -17,9 +19,11 @@ import format_reader
 from conftest import EngineOf, Precision
 from format_reader import read_engine
 from small_engine import write_small_engine
+from small_plan import SMALL_CONTENTS, small_plan
 from trol_runtime import zip_records
 from trol_runtime.bundle import ARENA_ENTRY, Bundle
 from trol_runtime.manifest import FORMAT_VERSION, Manifest
+from trol_runtime.plan_store import add_plan
 from trol_runtime.prompt import Arch
 
 PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -50,6 +54,36 @@ def test_the_reader_follows_zip64_fields(tmp_path: Path, monkeypatch: pytest.Mon
     assert tensors == same_tensors
     # Longer headers leave less to be filled in front of the weights, of which the manifest has the hash.
     assert {name for name in entries if entries[name] != same_entries[name]} == {"alignment.pad", "manifest.json"}
+
+
+def test_the_reader_sees_what_was_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_small_engine(tmp_path / "engine.plan")
+    _, before, tensors = read_engine(path.read_bytes())
+    plan = add_plan(path, small_plan(Bundle.open(path).manifest), SMALL_CONTENTS).plan
+    manifest, entries, same_tensors = read_engine(path.read_bytes())
+    assert tensors == same_tensors
+    assert entries.keys() - before.keys() == {*plan.entries}
+    assert [entries[entry] for entry in plan.entries] == [*SMALL_CONTENTS.values()]
+    assert manifest["plans"][-1]["signature"] == plan.signature
+
+
+def test_signature_and_hash_of_the_graphs_can_be_computed_after_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_small_engine(tmp_path / "engine.plan")
+    add_plan(path, small_plan(Bundle.open(path).manifest), SMALL_CONTENTS)
+    manifest, _, _ = read_engine(path.read_bytes())
+    hashes, plan = manifest["sha256"]["entries"], manifest["plans"][-1]
+    signature = plan.pop("signature")
+    message = json.dumps(
+        [plan, {name: hashes[name] for name in plan["entries"]}], sort_keys=True, separators=(",", ":")
+    )
+    key = (tmp_path / "cache" / "trol-export" / "key").read_bytes()
+    assert signature == hmac.new(key, message.encode(), "sha256").hexdigest()
+    graphs = json.dumps({role: hashes[graph["entry"]] for role, graph in manifest["graphs"].items()}, sort_keys=True)
+    assert plan["graphs"] == hashlib.sha256(graphs.encode()).hexdigest()
 
 
 def test_the_reader_refuses_what_was_changed(tmp_path: Path) -> None:

@@ -7,35 +7,40 @@ The bytes go to a temporary file beside the final name; `commit` flushes them to
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
-from trol_runtime.errors import TrolError, UsageError
+from trol_runtime.errors import UsageError
+from trol_runtime.output_file import OutputFile
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+ANY_NEW_FILE = 0o666
 
 
-class AtomicFile:
+class AtomicFile(OutputFile):
     """Write-once file at `path`; `needed_bytes` is the size it will have, if known, and is compared with the free disk.
 
     option: by which the user chose the path, for messages
+    mode: who may read and write it, less what the process's umask takes away
 
     Raises UsageError when `path` exists (unless `overwrite`), is not a regular file, or lies in no directory that can
     be written; TrolError when the disk is full or refuses the file.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, overwrite: bool = False, needed_bytes: int = 0, option: str = "-o"
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        needed_bytes: int = 0,
+        option: str = "-o",
+        mode: int = ANY_NEW_FILE,
     ) -> None:
-        self.path = Path(path)
+        super().__init__(path, f"choose another place with {option}")
         self._option = option
         self._overwrite = overwrite
-        self._needed_bytes = 0
-        self._written = 0
+        self._mode = mode
         self._require_free_name()
         if not self.path.parent.is_dir():
             raise UsageError(f"{self.path}: directory {self.path.parent} does not exist; create it first")
@@ -46,12 +51,11 @@ class AtomicFile:
             )
         self.require_free_bytes(needed_bytes)
         self.temporary_path = self.path.with_name(f"{self.path.name}.{os.urandom(4).hex()}.partial")
-        self._file: FileIO | None = None
 
     def __enter__(self) -> AtomicFile:
         try:
             # Unbuffered: a full disk shows at the write that meets it, and nothing is left to flush when leaving.
-            self._file = FileIO(self.temporary_path, "xb")
+            self._file = FileIO(self.temporary_path, "xb", True, self._opened)
         except OSError as error:
             raise self._failure(error) from error
         except BaseException:  # Ctrl-C between the file's creation and the line above: no `with` block knows of it yet
@@ -67,56 +71,6 @@ class AtomicFile:
             self._file = None
             self.temporary_path.unlink(missing_ok=True)
 
-    def require_free_bytes(self, needed: int) -> None:
-        """Raise TrolError unless the disk of this file has room for `needed` more bytes."""
-        self._needed_bytes = max(self._needed_bytes, self._written + needed)
-        free = shutil.disk_usage(self.path.parent).free
-        if free < needed:
-            raise TrolError(
-                f"{self.path}: needs {needed:,} bytes, its disk has {free:,} free; "
-                f"free some or choose another place with {self._option}"
-            )
-
-    @property
-    def _open_file(self) -> FileIO:
-        if self._file is None:
-            raise ValueError(f"{self.path} is not open for writing")
-        return self._file
-
-    def tell(self) -> int:
-        """Bytes from the start of the file to where the next `write` goes."""
-        return self._open_file.tell()
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append `data` at the current position."""
-        rest = memoryview(data).cast("B")
-        try:
-            while rest:
-                written = self._open_file.write(rest)
-                self._written += written
-                rest = rest[written:]
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def write_at(self, offset: int, data: bytes) -> None:
-        """Replace the bytes at `offset`; the current position stays."""
-        position = self.tell()
-        self._open_file.seek(offset)
-        self.write(data)
-        self._open_file.seek(position)
-
-    def truncate(self, size: int) -> None:
-        """Cut the file to `size` bytes and continue writing there."""
-        self._open_file.seek(size)
-        self._open_file.truncate()
-
-    def sync(self) -> None:
-        """Return once the bytes written so far are on the disk."""
-        try:
-            os.fsync(self._open_file.fileno())
-        except OSError as error:
-            raise self._failure(error) from error
-
     def commit(self) -> None:
         """Give the file its final name, durably. Nothing can be written afterwards."""
         self.sync()
@@ -130,26 +84,26 @@ class AtomicFile:
         self._file = None
         sync_directory(self.path.parent)
 
+    def _opened(self, path: str, flags: int) -> int:
+        return os.open(path, flags, self._mode)
+
     def _require_free_name(self) -> None:
         if os.path.lexists(self.path) and not self.path.is_file():
             raise UsageError(f"{self.path}: exists and is not a regular file; choose another name")
         if not self._overwrite and os.path.lexists(self.path):
             raise UsageError(f"{self.path}: already exists; choose another name with {self._option}")
 
-    def _failure(self, error: OSError) -> TrolError:
-        if error.errno in _NO_ROOM:
-            free = shutil.disk_usage(self.path.parent).free + self._written
-            needed = f" of {self._needed_bytes:,} needed" if self._needed_bytes else ""
-            return TrolError(
-                f"{self.path}: disk full after {self._written:,} bytes{needed}; "
-                f"{free:,} bytes are free without it; free some or choose another place with {self._option}"
-            )
-        return TrolError(f"{self.path}: cannot be written ({error.strerror}); choose another place with {self._option}")
 
-
-def write_whole(path: Path, data: bytes | memoryview, *, overwrite: bool = False, option: str = "-o") -> None:
+def write_whole(
+    path: Path,
+    data: bytes | memoryview,
+    *,
+    overwrite: bool = False,
+    option: str = "-o",
+    mode: int = ANY_NEW_FILE,
+) -> None:
     """Write a file that is in memory; arguments and errors as of AtomicFile."""
-    with AtomicFile(path, overwrite=overwrite, needed_bytes=len(data), option=option) as file:
+    with AtomicFile(path, overwrite=overwrite, needed_bytes=len(data), option=option, mode=mode) as file:
         file.write(data)
         file.commit()
 

@@ -18,15 +18,15 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from trol_runtime import zip_records
 from trol_runtime.atomic_file import AtomicFile
-from trol_runtime.bundle import ARENA_ALIGNMENT, ARENA_BLOCK_BYTES, ARENA_ENTRY, MANIFEST_ENTRY
-from trol_runtime.manifest import Hashes, Manifest
+from trol_runtime.bundle import ARENA_ALIGNMENT, ARENA_BLOCK_BYTES, ARENA_ENTRY
+from trol_runtime.entry_writer import EntryWriter
+from trol_runtime.manifest import Manifest
 from trol_runtime.zip_records import Record
 
 # Zeros in front of the arena, so that its data byte 0 is aligned.
@@ -56,8 +56,7 @@ class BundleWriter:
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self._file = AtomicFile(path, overwrite=overwrite)
-        self._records: list[Record] = []
-        self._sha256: dict[str, str] = {}
+        self._entries = EntryWriter(self._file)
         self._arena_blocks: tuple[str, ...] = ()
         # Where the provisional manifest begins, once there is one: everything from here on is replaced by `finish`.
         self._end_of_entries: int | None = None
@@ -79,9 +78,9 @@ class BundleWriter:
         """Raise TrolError unless the disk has room for `needed` more bytes."""
         self._file.require_free_bytes(needed)
 
-    def add(self, name: str, data: bytes) -> None:
+    def add(self, name: str, data: bytes | memoryview) -> None:
         """Append a small entry."""
-        self._append(name, data)
+        self._entries.add(name, data)
 
     def add_arena(self, layout: ArenaShape, chunks: Iterable[bytes | memoryview]) -> None:
         """Append `weights.safetensors`: the layout's header, then `chunks`, which hold its `data_bytes` bytes together.
@@ -90,8 +89,9 @@ class BundleWriter:
         """
         size = len(layout.header) + layout.data_bytes
         self.require_free_bytes(size)
-        self._append(PAD_ENTRY, self._padding(size, len(layout.header)))
-        offset = self._begin(Record(ARENA_ENTRY, crc=0, size=size, header_offset=self._file.tell()))
+        self.add(PAD_ENTRY, self._padding(size, len(layout.header)))
+        self._entries.begin(Record(ARENA_ENTRY, crc=0, size=size, header_offset=self._file.tell()))
+        offset = self._file.tell()
         blocks = _BlockHashes()
         crc = 0
         # SHA-256 is the slowest part: a second thread hashes while this one writes (both release the GIL), in pieces
@@ -109,7 +109,7 @@ class BundleWriter:
         if written != size:
             raise ValueError(f"{ARENA_ENTRY}: the layout promises {size:,} bytes, {written:,} came")
         self._arena_blocks = blocks.hexdigests()
-        self._amend_crc(crc)
+        self._entries.amend_crc(ARENA_ENTRY, crc)
 
     def write_provisional(self, manifest: Manifest) -> Path:
         """Complete the file under its temporary name with `manifest`, sync it and return that name, for `Bundle.open`.
@@ -129,32 +129,8 @@ class BundleWriter:
         """Write manifest and directory after the last entry, over those of an earlier call."""
         if self._end_of_entries is None:
             self._end_of_entries = self._file.tell()
-        else:
-            self._file.truncate(self._end_of_entries)
-            self._records.pop()
-        data = replace(manifest, sha256=Hashes(dict(self._sha256), self._arena_blocks)).to_bytes()
-        self._append(MANIFEST_ENTRY, data)
-        comment = hashlib.sha256(data).hexdigest().encode()
-        self._file.write(zip_records.directory(self._records, self._file.tell(), comment))
-
-    def _append(self, name: str, data: bytes) -> None:
-        self._begin(Record(name, zlib.crc32(data), len(data), self._file.tell()))
-        self._file.write(data)
-        if name != MANIFEST_ENTRY:
-            self._sha256[name] = hashlib.sha256(data).hexdigest()
-
-    def _begin(self, record: Record) -> int:
-        """Write the header of a new entry and return the offset of its data."""
-        if not zip_records.is_plain_name(record.name) or record.name in {known.name for known in self._records}:
-            raise ValueError(f"entry name {record.name!r} is taken or not a plain relative path")
-        self._records.append(record)
-        self._file.write(zip_records.local_header(record))
-        return self._file.tell()
-
-    def _amend_crc(self, crc: int) -> None:
-        """Give the last entry, begun before its data was seen, its CRC."""
-        self._records[-1] = replace(self._records[-1], crc=crc)
-        self._file.write_at(self._records[-1].header_offset, zip_records.local_header(self._records[-1]))
+        self._file.truncate(self._end_of_entries)
+        self._file.write(self._entries.write_manifest(manifest, self._arena_blocks))
 
     def _padding(self, arena_size: int, header_size: int) -> bytes:
         """Content of the pad entry that puts data byte 0 of the arena, coming next, on its alignment."""

@@ -76,7 +76,14 @@ class GraphEntry:
 class PlanEntry:
     """What one target runs: bundle entries, the roles they serve, and the versions they were built with.
 
-    sm: compute capability such as "8.7" of the GPU the plan needs, None for a CPU.
+    sm: compute capabilities of the GPUs the plan runs on, such as "8.7" or "8.6, 8.9, 12.0", None for a CPU.
+    platform: system and processor such as "linux-aarch64", None for any.
+    limits: what the plan was built for, None for what the manifest says.
+    weights: "shared" for a plan that takes them as inputs, from the arena; "embedded" for one with its own copy.
+    mixer: what it was built as, "plugin" or "function".
+    computes: per role and group of layers the types it computes in, read from what was built; empty where unknown.
+    graphs: SHA-256 of the graphs the plan was built from.
+    signature: of whoever built the plan, see plan_signature.
     """
 
     target: str
@@ -86,6 +93,13 @@ class PlanEntry:
     entries: tuple[str, ...]
     versions: dict[str, str]
     sm: str | None = None
+    platform: str | None = None
+    limits: Limits | None = None
+    weights: str | None = None
+    mixer: str | None = None
+    computes: dict[str, dict[str, str]] = field(default_factory=dict)
+    graphs: str | None = None
+    signature: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -20,12 +20,20 @@ ZIP64_COUNT_LIMIT = 0xFFFF
 
 # Far above what an engine has (tens of entries), far below what would cost a reader time or memory.
 MAX_DIRECTORY_BYTES = 4 << 20
+_MOST_RECORDS = 100_000
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _ZIP64_END = struct.Struct("<4sQ2H2I4Q")
 _ZIP64_LOCATOR = struct.Struct("<4sIQI")
 _END = struct.Struct("<4s4H2IH")
+_RECORDS: dict[bytes, struct.Struct] = {
+    b"PK\3\4": _LOCAL,
+    b"PK\1\2": _CENTRAL,
+    b"PK\6\6": _ZIP64_END,
+    b"PK\6\7": _ZIP64_LOCATOR,
+    b"PK\5\6": _END,
+}
 # 1980-01-01 00:00, the first date zip knows: the same export gives the same bytes.
 _TIME, _DATE = 0, 0x21
 _UNIX = 3 << 8
@@ -84,12 +92,12 @@ def directory(records: Sequence[Record], offset: int, comment: bytes) -> bytes:
     return headers + zip64 + end + comment
 
 
-def read_directory(file: BinaryIO, file_bytes: int, comment_bytes: int) -> Directory:
-    """Read the directory that ends with the file; the archive comment is `comment_bytes` long.
+def read_directory(file: BinaryIO, end: int, comment_bytes: int) -> Directory:
+    """Read the directory that ends, with an archive comment of `comment_bytes` bytes, at byte `end` of the file.
 
     Raises EngineFileError when a record is damaged or uses a zip feature that engine.plan does not.
     """
-    end_offset = file_bytes - comment_bytes - _END.size
+    end_offset = end - comment_bytes - _END.size
     _require(end_offset >= 0, "the end record is missing")
     tail = _read_at(file, end_offset, _END.size + comment_bytes)
     signature, disk, first_disk, count_here, count, size, offset, comment_length = _END.unpack_from(tail)
@@ -112,6 +120,24 @@ def read_directory(file: BinaryIO, file_bytes: int, comment_bytes: int) -> Direc
     return Directory(_parse_central(_read_at(file, offset, size), count), offset, tail[_END.size :])
 
 
+def directory_ends(file: BinaryIO, file_bytes: int) -> Iterator[int]:
+    """Where the file's directories end, from the first one on: there is a further one each time something was added.
+
+    Goes from record to record by their lengths, from the start of the file to the first bytes that are none: quickly,
+    however large the entries are. What ends there is for `read_directory` to say.
+    """
+    position = 0
+    for _ in range(_MOST_RECORDS):
+        try:
+            signature, position = _pass_record(file, position)
+        except EngineFileError:
+            return
+        if position > file_bytes:
+            return
+        if signature == b"PK\5\6":
+            yield position
+
+
 def data_offset(file: BinaryIO, record: Record) -> int:
     """Absolute offset of the entry's first data byte.
 
@@ -123,6 +149,24 @@ def data_offset(file: BinaryIO, record: Record) -> int:
     variable = _read_at(file, start, fields[-2] + fields[-1])
     _require(_LOCAL.pack(*fields) + variable == expected, f"the header of entry {record.name!r} is damaged")
     return record.header_offset + len(expected)
+
+
+def _pass_record(file: BinaryIO, offset: int) -> tuple[bytes, int]:
+    """Signature of the record at `offset`, and where it ends, with the data behind it if it is an entry's header."""
+    signature = _read_at(file, offset, 4)
+    _require(signature in _RECORDS, f"there is no record at byte {offset}")
+    record = _RECORDS[signature]
+    fields = record.unpack(_read_at(file, offset, record.size))
+    end = offset + record.size
+    if record is _LOCAL:
+        packed, size, name_length, extra_length = fields[-4:]
+        _, size = _widened("", _read_at(file, end + name_length, extra_length), packed, size)
+        end += name_length + extra_length + size
+    elif record is _CENTRAL:
+        end += sum(fields[10:13])  # name, extra field, comment
+    elif record is _END:
+        end += fields[-1]
+    return signature, end
 
 
 def _central_header(record: Record) -> bytes:

@@ -318,8 +318,8 @@ def test_too_little_disk_is_said_before_a_graph_is_traced(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    usage = atomic_file.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(atomic_file.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     ended = trol_export("--checkpoint", micro_checkpoint("internlm2"), "-o", tmp_path / "engine.plan")
     assert ended.code == 1
     assert "bytes, its disk has 1,000 free; free some or choose another place with -o" in ended.stderr

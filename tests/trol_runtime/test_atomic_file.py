@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from io import FileIO
@@ -116,7 +117,7 @@ def test_a_disk_that_fills_up_in_mid_write_is_one_line_with_the_bytes_needed_and
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(atomic_file, "FileIO", AlmostFull)
-    monkeypatch.setattr(atomic_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=90))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=90))
     with pytest.raises(TrolError) as caught, AtomicFile(tmp_path / "out", needed_bytes=80) as file:
         file.write(b"x" * 50)
     assert str(caught.value).endswith(

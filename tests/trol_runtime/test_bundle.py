@@ -17,9 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from small_engine import SMALL_ENTRIES, SMALL_WEIGHTS, small_manifest, write_small_engine
+from small_engine import (
+    SMALL_ENTRIES,
+    SMALL_WEIGHTS,
+    small_layout,
+    small_manifest,
+    small_source,
+    write_small_engine,
+)
+from trol_export.arena import stream_arena
 from trol_runtime import zip_records
 from trol_runtime.bundle import ARENA_BLOCK_BYTES, ARENA_ENTRY, COMMENT_BYTES, MANIFEST_ENTRY, Bundle
+from trol_runtime.bundle_writer import BundleWriter
 from trol_runtime.errors import EngineFileError, UsageError
 from trol_runtime.manifest import Manifest
 from trol_runtime.zip_records import Record
@@ -102,7 +111,7 @@ def test_an_engine_file_opens_under_another_name(engine: Path, tmp_path: Path) -
 
 
 def test_entries_may_lie_after_an_older_directory(engine: Path, whole: bytes) -> None:
-    """What adding a target will write: the old bytes, a new manifest, a new directory, which is the one that counts."""
+    """What adding a target writes: the old bytes, a new manifest, a new directory, which is the one that counts."""
     manifest = replace(Bundle.open(engine).manifest, parity={"verdict": "second"})
     data = manifest.to_bytes()
     with engine.open("rb") as file:
@@ -171,9 +180,36 @@ def test_truncation_anywhere_else_is_refused(engine: Path, whole: bytes) -> None
         assert refusal(engine) == "damaged or cut short: the end record is missing; copy or export the engine again"
 
 
-def test_anything_appended_is_refused(engine: Path, whole: bytes) -> None:
+def test_anything_behind_the_end_is_passed_over_with_one_line_of_warning(engine: Path, whole: bytes) -> None:
+    """It may be an addition that was interrupted: see test_bundle_appender."""
     for tail in (b"\0", b"x" * 100, whole[-END_BYTES:]):
-        assert refusal_of(engine, whole + tail).startswith("damaged or cut short: ")
+        engine.write_bytes(whole + tail)
+        with pytest.warns(UserWarning, match=rf"its last {len(tail)} bytes are an addition that is not .*") as caught:
+            bundle = Bundle.open(engine)
+        assert [str(warning.message).count("\n") for warning in caught] == [0]
+        assert (bundle.file_bytes, bundle.end) == (len(whole) + len(tail), len(whole))
+        bundle.verify()
+
+
+def test_something_behind_the_end_does_not_save_a_file_that_is_damaged(engine: Path, whole: bytes) -> None:
+    for at in (Bundle.open(engine).entries[MANIFEST_ENTRY].offset, directory_offset(whole), len(whole) - 1):
+        assert refusal_of(engine, flipped(whole, at) + b"tail").startswith("damaged or cut short: ")
+
+
+def test_a_file_of_a_hundred_thousand_records_is_refused_in_bounded_time(tmp_path: Path) -> None:
+    """Looking for an older directory goes from record to record, and each end could be that of one."""
+    entry = zip_records.local_header(Record("a", 0, 0, 0))
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, 0, 0, COMMENT_BYTES) + b"0" * COMMENT_BYTES
+    for record in (entry, end):
+        data = entry + record * 200_000 + b"tail"
+        assert "the end record is missing" in refusal_of(tmp_path / "many.plan", data)
+
+
+@pytest.mark.parametrize("size", [2**31, 2**32 - 2, 2**40, 2**64 - 1])
+def test_an_entry_that_is_said_to_be_endless_hides_no_older_directory(engine: Path, whole: bytes, size: int) -> None:
+    engine.write_bytes(whole + zip_records.local_header(Record("b", 0, size, len(whole))) + b"tail")
+    with pytest.warns(UserWarning, match="are an addition that is not complete"):
+        assert Bundle.open(engine).end == len(whole)
 
 
 @pytest.mark.parametrize("name", [*SMALL_ENTRIES, "alignment.pad", MANIFEST_ENTRY])
@@ -221,8 +257,58 @@ def test_a_wrong_length_of_the_header_of_the_weights_is_found_when_opening(engin
 def test_an_entry_that_changes_after_opening_is_not_handed_out(engine: Path, whole: bytes) -> None:
     bundle = Bundle.open(engine)
     engine.write_bytes(flipped(whole, bundle.entries["tokenizer.json"].offset))
-    with pytest.raises(EngineFileError, match=r"entry 'tokenizer.json' changed since .* load it again"):
+    with pytest.raises(EngineFileError) as caught:
         bundle.read("tokenizer.json")
+    assert str(caught.value) == (
+        f"{engine}: entry 'tokenizer.json' is damaged, or changed since the file was opened; load it again, or copy or "
+        "export it again"
+    )
+
+
+def test_a_damaged_plan_is_found_when_it_is_used_and_by_verify_and_keeps_nobody_from_other_plans(
+    tmp_path: Path,
+) -> None:
+    engine = tmp_path / "engine.plan"
+    with BundleWriter(engine) as writer:
+        for name, data in {**SMALL_ENTRIES, "plans/a": b"plan", "plans/b": b"plan"}.items():
+            writer.add(name, data)
+        writer.add_arena(small_layout(), stream_arena(small_layout(), small_source))
+        writer.finish(small_manifest())
+    engine.write_bytes(flipped(engine.read_bytes(), Bundle.open(engine).entries["plans/b"].offset))
+    bundle = Bundle.open(engine)
+    assert bundle.read("plans/a") == b"plan"
+    with pytest.raises(EngineFileError, match=r"entry 'plans/b' is damaged, or changed since"):
+        bundle.read("plans/b")
+    for use in (bundle.verify, lambda: bundle.extract("plans/b", tmp_path / "out")):
+        with pytest.raises(EngineFileError, match=r"entry 'plans/b' is damaged \(SHA-256 differs\); copy or export"):
+            use()
+    assert [path.name for path in tmp_path.iterdir()] == ["engine.plan"]
+
+
+def test_the_same_file_is_known_again_and_another_under_its_name_is_not(engine: Path, whole: bytes) -> None:
+    bundle = Bundle.open(engine)
+    bundle.require_same_file()
+    copy = engine.with_name("copy.plan")
+    copy.write_bytes(whole)
+    copy.replace(engine)
+    with pytest.raises(EngineFileError, match=f"^{engine}: replaced while it was being loaded; load it again$"):
+        bundle.require_same_file()
+
+
+def test_a_file_that_was_written_over_is_not_the_same(engine: Path, whole: bytes) -> None:
+    bundle = Bundle.open(engine)
+    for data in (flipped(whole, bundle.arena_offset), flipped(whole, len(whole) - 1) + b"more", whole[:-1] + b"xyz"):
+        engine.write_bytes(data)
+        os.utime(engine, ns=(0, 0))
+        with pytest.raises(EngineFileError, match="replaced while it was being loaded"):
+            bundle.require_same_file()
+
+
+def test_a_file_to_which_something_was_added_is_the_same(engine: Path) -> None:
+    bundle = Bundle.open(engine)
+    with engine.open("ab") as file:
+        file.write(b"whatever")
+    bundle.require_same_file()
 
 
 def test_a_file_that_vanishes_after_opening_is_one_line(engine: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from small_engine import small_manifest
 from trol_runtime.errors import EngineFileError
-from trol_runtime.manifest import FORMAT_VERSION, Hashes, Manifest, TensorEntry
+from trol_runtime.manifest import FORMAT_VERSION, Hashes, Limits, Manifest, PlanEntry, TensorEntry
 from trol_runtime.model_config import InternVitVision, Rope
 
 # fmt: off
@@ -54,6 +54,34 @@ def test_a_phi3_model_with_scaled_rope_and_no_prompt_survives_too() -> None:
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
 
+def test_a_plan_of_another_target_survives_with_everything_it_was_built_for() -> None:
+    plan = PlanEntry(
+        target="tensorrt",
+        key="10.16.2.10-sm8.7-fp16-00",
+        roles=("decode",),
+        precision="fp16",
+        entries=("plans/tensorrt/10.16.2.10-sm8.7-fp16-00/decode.plan",),
+        versions={"tensorrt": "10.16.2.10"},
+        sm="8.7",
+        platform="linux-aarch64",
+        limits=Limits(128, 5),
+        weights="shared",
+        mixer="plugin",
+        computes={"decode": {"attention": "fp16 2", "norms": "fp32 5"}},
+        graphs="00",
+        signature="11",
+    )
+    manifest = replace(small_manifest(), plans=(plan,))
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+def test_a_plan_recorded_before_there_were_other_targets_is_read_without_what_it_lacks() -> None:
+    values = small_json()
+    plan = values["plans"][0]
+    values["plans"] = [{key: plan[key] for key in ("target", "key", "roles", "precision", "entries", "versions", "sm")}]
+    assert read(values) == small_manifest()
+
+
 def test_equal_manifests_are_equal_bytes_whatever_the_order_of_keys() -> None:
     manifest = small_manifest()
     turned = replace(manifest, tensors=dict(reversed(manifest.tensors.items())))
@@ -94,6 +122,8 @@ def test_a_key_missing_further_down_is_named_with_its_parents() -> None:
         ("graphs/prefill/inputs/0/shape/1", None, "must be an integer or a string, found None"),
         ("plans", {}, "key 'plans' must be a list, found {}"),
         ("plans/0/sm", 87, "key 'plans[0].sm' must be a string or null, found 87"),
+        ("plans/0/limits", 128, "key 'plans[0].limits' must be Limits or null, found 128"),
+        ("plans/0/computes", "fp16", "key 'plans[0].computes' must be an object, found 'fp16'"),
         ("model/arch", "llama", "key 'model.arch' must be 'internlm2' or 'phi3', found 'llama'"),
         ("model/vision/kind", "siglip", "key 'model.vision' must be ClipVision or InternVitVision"),
         ("model/decoder/rope/theta", "big", "key 'model.decoder.rope.theta' must be a number, found 'big'"),
