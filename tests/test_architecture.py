@@ -31,8 +31,8 @@ ARROWS = {
     "trol_benchmarks": {"trol_runtime"},
     "trol_runtime": set(),
 }
-# Base dependencies and the backend: all that a device has.
-RUNTIME_MAY_IMPORT = {"numpy", "PIL", "tokenizers", "onnxruntime"}
+# Base dependencies and the backends: all that a device has.
+RUNTIME_MAY_IMPORT = {"numpy", "PIL", "tokenizers", "onnxruntime", "cuda"}
 
 FILES = {
     ".".join([package, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): path

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from trol_runtime.bundle import ARENA_ENTRY, Bundle
 from trol_runtime.cache_names import PAST, PAST_SECOND_PASS, PRESENT, PRESENT_SECOND_PASS, cache_names
 from trol_runtime.errors import EngineFileError, LimitError, MissingExtraError, TrolError
+from trol_runtime.installed_packages import installed_version
+from trol_runtime.known_conflicts import onnxruntime_conflict
 from trol_runtime.kv_cache import KVCache
 from trol_runtime.native_runs import native_run
 from trol_runtime.one_line import one_line
 from trol_runtime.onnx_external_data import redirect_external_data
-from trol_runtime.system_report import installed_version, onnxruntime_conflict
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -69,6 +70,11 @@ class CpuBackend:
             list(zip(cache_names(past, decoder.layers), cache_names(present, decoder.layers), strict=True))
             for past, present in ((PAST, PRESENT), (PAST_SECOND_PASS, PRESENT_SECOND_PASS))
         )
+
+    def new_cache(self, keeps_second_pass: bool) -> KVCache:
+        """An empty cache for a session."""
+        manifest = self._bundle.manifest
+        return KVCache(manifest.model.decoder, manifest.limits.max_seq, keeps_second_pass)
 
     def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         """(crops, 3, h, w) -> image embeddings (crops, tokens, hidden)"""

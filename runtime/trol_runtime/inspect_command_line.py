@@ -14,8 +14,12 @@ from trol_runtime.bundle import Bundle
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import UsageError
+from trol_runtime.known_conflicts import Conflict
+from trol_runtime.machine import MachineDescription
+from trol_runtime.manifest import Manifest, PlanEntry
 from trol_runtime.memory_need import memory_need, readable
 from trol_runtime.one_line import one_line
+from trol_runtime.plan_signature import built_here
 from trol_runtime.system_report import SystemReport, system_report
 
 EXAMPLES = (
@@ -23,12 +27,12 @@ EXAMPLES = (
     ("engine.plan --json", "the manifest and the file's size, for scripts"),
     ("engine.plan --verify", "also read every block of the weights and compare SHA-256"),
     ("engine.plan --extract graphs/prefill.onnx -o prefill.onnx", "copy one entry out"),
-    ("--system", "CPU, memory and versions here; needs no engine file"),
+    ("--system", "what this machine is, builds and runs; needs no engine file"),
 )
 
 # Tables of the manifest come with sorted keys; these columns read better in this order, others follow.
 _COLUMNS = (
-    *("target", "precision", "roles", "sm", "built with"),
+    *("target", "key", "role", "roles", "precision", "weights", "mixer", "sm", "built with", "built here"),
     *("entry", "bytes", "output", "part", "max_abs", "max_abs_diff", "limit", "cosine", "least_cosine", "verdict"),
 )
 _NUMBER = re.compile(r"-?[\d,]+(\.\d+)?(e[+-]\d+)?")
@@ -105,20 +109,17 @@ def describe(bundle: Bundle) -> str:
         "generation": _inline(manifest.generation),
         "producer": _inline(manifest.producer),
     }
-    plans = [
-        {
-            "target": plan.target,
-            "precision": plan.precision,
-            "roles": ", ".join(plan.roles),
-            "sm": plan.sm or "-",
-            "built with": _inline(plan.versions),
-        }
+    plans = [_plan_row(plan, manifest) for plan in manifest.plans]
+    computes = [
+        {"target": plan.target, "key": plan.key, "role": role, **groups}
         for plan in manifest.plans
+        for role, groups in plan.computes.items()
     ]
     entries = [{"entry": entry.name, "bytes": f"{entry.size:,}"} for entry in bundle.entries.values()]
     sections = [
         "\n".join(_aligned(facts.items())),
         _section("runs on", {"plans": plans} if plans else {}),
+        *([_section("computes in", {"roles": computes})] if computes else []),
         _section("entries", {"entries": entries}),
         _section("parity", manifest.parity),
         _section("fp16 range", manifest.fp16_range),
@@ -126,17 +127,64 @@ def describe(bundle: Bundle) -> str:
     return "\n\n".join(sections)
 
 
-def describe_system(report: SystemReport) -> str:
-    """The machine for a person: one fact per line."""
-    facts = {
-        "CPU": f"{report.cpu}, {report.cores} usable cores",
-        "memory": f"{_bytes(report.memory_total)}, {_bytes(report.memory_available)} available",
-        "system": report.system,
-        "Python": report.python,
-        **{name: installed or "not installed" for name, installed in report.packages.items()},
-        **{f"runs {target} engines": answer for target, answer in report.runs.items()},
+def _plan_row(plan: PlanEntry, manifest: Manifest) -> dict[str, Any]:
+    """A plan in the table of what the engine runs on; the CPU's is no code, and so nobody asks who built it."""
+    return {
+        "target": plan.target,
+        "key": plan.key,
+        "roles": ", ".join(plan.roles),
+        "precision": plan.precision,
+        "weights": plan.weights or "-",
+        "mixer": plan.mixer or "-",
+        "sm": plan.sm or "-",
+        "built with": _inline(plan.versions),
+        "built here": "-" if plan.sm is None else built_here(plan, manifest.sha256.entries),
     }
-    return "\n".join(_aligned(facts.items()))
+
+
+def describe_system(report: SystemReport) -> str:
+    """The machine for a person: one fact per line, what it builds and runs, and what is known not to work on it."""
+    machine = report.machine
+    installed = {name: version for name, version in machine.packages.items() if version is not None}
+    facts = {
+        "CPU": f"{machine.cpu}, {machine.cores} usable cores",
+        "memory": f"{_bytes(machine.memory_total)}, {_bytes(machine.memory_available)} available",
+        "system": machine.system,
+        **_nvidia_facts(machine),
+        "Python": machine.python,
+        **installed,
+        "not installed": ", ".join(name for name in machine.packages if name not in installed) or "-",
+    }
+    sections = [
+        "\n".join(_aligned(facts.items())),
+        _section("builds", report.builds),
+        _section("runs", report.runs),
+        _conflict_section(report.conflicts),
+    ]
+    return "\n\n".join(sections)
+
+
+def _nvidia_facts(machine: MachineDescription) -> dict[str, str]:
+    """Board, GPUs, driver and TensorRT, as far as the machine has them."""
+    jetson, driver = machine.jetson, machine.nvidia
+    facts = {} if jetson is None else {"board": f"{jetson.board}, {jetson.software}"}
+    gpus = () if driver is None else driver.gpus
+    for number, gpu in enumerate(gpus):
+        memory = "memory shared with the CPU" if jetson else _bytes(gpu.memory)
+        facts["GPU" if len(gpus) == 1 else f"GPU {number}"] = f"{gpu.name}, SM {gpu.sm or 'unknown'}, {memory}"
+    if not gpus:
+        facts["GPU"] = "no NVIDIA driver" if driver is None else "none to be seen"
+    if driver is not None:
+        facts["driver"] = f"{driver.version or 'unknown'}, runs CUDA up to {driver.cuda or 'unknown'}"
+    if machine.tensorrt is not None:
+        facts["TensorRT"] = f"{machine.tensorrt}, runs plans of this version only"
+    return facts
+
+
+def _conflict_section(conflicts: Sequence[Conflict]) -> str:
+    if not conflicts:
+        return "known conflicts: none"
+    return "\n".join(["known conflicts:", *(f"  {conflict}\n    {conflict.source}" for conflict in conflicts)])
 
 
 def _section(title: str, record: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trol_runtime.errors import LimitError
 from trol_runtime.manifest import DTYPE_BYTES, Manifest
-from trol_runtime.system_report import memory_available_bytes
+from trol_runtime.system_memory import memory_available_bytes
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from recorded_machines import NAMES, printed, recorded
 from small_engine import SMALL_ENTRIES, small_manifest, write_small_engine
+from small_plan import SMALL_CONTENTS, small_plan
+from trol_runtime import system_report
 from trol_runtime.bundle import Bundle
 from trol_runtime.command import run_command
 from trol_runtime.inspect_command_line import EXAMPLES, main
+from trol_runtime.machine import MachineDescription
+from trol_runtime.plan_store import add_plan
 
 REPORT = """\
 file        {path}, {size:,} bytes, format 1
@@ -29,8 +35,8 @@ generation  eos_token_id 2, 600
 producer    torch 2.13.0, trol-export 0.1.0
 
 runs on:
-  target  precision  roles            sm  built with
-  cpu     fp32       prefill, decode  -   onnxruntime 1.31.1
+  target  key     roles            precision  weights  mixer  sm  built with          built here
+  cpu     x86_64  prefill, decode  fp32       -        -      -   onnxruntime 1.31.1  -
 
 entries:
   entry                 bytes
@@ -166,6 +172,42 @@ def test_an_engine_without_plan_parity_or_prompt_says_so(tmp_path: Path, capsys:
     assert "\nparity: nothing recorded\n" in out
 
 
+def test_plans_are_listed_with_what_they_were_built_for_and_whether_that_was_here(
+    engine: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plan = small_plan(Bundle.open(engine).manifest)
+    add_plan(engine, plan, SMALL_CONTENTS)
+    _, out, _ = inspect(capsys, engine)
+    heading, cpu, tensorrt = (re.split("  +", line.strip()) for line in out.split("runs on:\n")[1].splitlines()[:3])
+    versions = "cuda 13.0, tensorrt 10.16.2.10"
+    assert heading == ["target", "key", "roles", "precision", "weights", "mixer", "sm", "built with", "built here"]
+    assert cpu == ["cpu", "x86_64", "prefill, decode", "fp32", "-", "-", "-", "onnxruntime 1.31.1", "-"]
+    assert tensorrt == [
+        *("tensorrt", plan.key, "prefill, decode", "fp16"),
+        *("shared", "plugin", "8.7", versions, "yes"),
+    ]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    _, out, _ = inspect(capsys, engine)
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith("  tensorrt ")] == ["no"]
+
+
+def test_what_a_plan_computes_in_is_told_by_role_and_group_of_layers(
+    engine: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    computes = {"prefill": {"attention": "fp16 4", "norms": "fp32 9"}, "decode": {"attention": "fp16 2"}}
+    plan = replace(small_plan(Bundle.open(engine).manifest), computes=computes)
+    add_plan(engine, plan, SMALL_CONTENTS)
+    _, out, _ = inspect(capsys, engine)
+    rows = [re.split("  +", line.strip()) for line in out.split("computes in:\n")[1].splitlines()[:3]]
+    assert rows == [
+        ["target", "key", "role", "attention", "norms"],
+        ["tensorrt", plan.key, "prefill", "fp16 4", "fp32 9"],
+        ["tensorrt", plan.key, "decode", "fp16 2", "-"],
+    ]
+
+
 def test_help_opens_with_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
@@ -179,16 +221,24 @@ def test_help_opens_with_what_to_type(capsys: pytest.CaptureFixture[str]) -> Non
 def test_system_needs_no_engine(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = inspect(capsys, "--system")
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()[:4]] == ["CPU", "memory", "system", "Python"]
-    assert "runs cpu engines" in out
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["CPU", "memory", "system"]
+    assert re.search(r"^runs:\n  cpu +yes$", out, re.MULTILINE)
 
 
 def test_system_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = inspect(capsys, "--system", "--json")
     assert code == 0
-    assert set(json.loads(out)) == {
-        *("cpu", "cores", "memory_total", "memory_available", "system", "python", "packages", "runs")
-    }
+    values = json.loads(out)
+    assert values["runs"]["cpu"] == "yes"
+    assert MachineDescription.from_json(values).packages["numpy"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_system_prints_what_a_machine_is_builds_and_runs(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system_report, "describe_machine", lambda: recorded(name))
+    assert inspect(capsys, "--system") == (0, printed(name), "")
 
 
 def test_a_closed_pipe_ends_the_command_quietly(engine: Path) -> None:

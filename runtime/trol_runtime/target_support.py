@@ -1,0 +1,228 @@
+"""Which targets a machine builds and which it runs, asked before anything is built; and what to do where it does not.
+
+An obstacle is the error that says so, not yet raised. `cpu` and `cuda` run in ONNX Runtime, the others have plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trol_runtime.errors import MissingExtraError, TrolError, UsageError
+from trol_runtime.installed_packages import EXPORT_PACKAGES
+from trol_runtime.known_conflicts import known_conflicts, plan_of_another_jetpack
+from trol_runtime.machine import MachineDescription
+from trol_runtime.manifest import PlanEntry
+from trol_runtime.version_numbers import version_numbers
+
+BUILD_TARGETS = ("cpu", "tensorrt-rtx", "tensorrt")
+RUN_TARGETS = ("cpu", "cuda", "tensorrt-rtx", "tensorrt")
+
+# The oldest Python that exports and for which onnxruntime has wheels.
+_EXPORT_PYTHON = (3, 11)
+# What changes stored graphs into those of plans.
+_GRAPH_PACKAGES = ("onnx", "onnx-ir")
+
+# The first parser that reads Attention, RMSNormalization, RotaryEmbedding and TensorScatter (opset 24), and the oldest
+# that the decomposed graphs of --opset legacy are for, which is JetPack 6's.
+_MODERN_TENSORRT = (10, 15)
+_LEGACY_TENSORRT = (10, 3)
+_OLDEST_RTX = (1, 7)
+
+# SMs by architecture. x86-64: tensorrt_rtx.ComputeCapability of 1.7.1. aarch64: DGX Spark alone, since 1.6:
+# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/release-notes-1/1.6.html
+_RTX_SMS = {"x86_64": ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"), "aarch64": ("12.1",)}
+
+
+def require_buildable(
+    target: str, machine: MachineDescription, *, precision: str = "fp16", opset: str = "modern"
+) -> None:
+    """Raise what keeps this machine from building a target of BUILD_TARGETS: a TrolError in one line.
+
+    opset: "modern" or "legacy", in which form the graphs come
+    """
+    _raise_first(_build_obstacles(target, machine, precision, opset))
+
+
+def require_runnable(target: str, machine: MachineDescription, plan: PlanEntry | None = None) -> None:
+    """Raise what keeps this machine from running a target of RUN_TARGETS, or a plan of it: a TrolError in one line."""
+    _raise_first(_run_obstacles(target, machine, plan))
+
+
+def build_answers(machine: MachineDescription) -> dict[str, str]:
+    """By target: "yes", "yes, with --opset legacy", or what to do before it can be built here."""
+    return {target: _build_answer(target, machine) for target in BUILD_TARGETS}
+
+
+def run_answers(machine: MachineDescription) -> dict[str, str]:
+    """By target: "yes", or what to do before it runs here."""
+    return {target: _answer(_run_obstacles(target, machine, None)) for target in RUN_TARGETS}
+
+
+def _build_answer(target: str, machine: MachineDescription) -> str:
+    modern, legacy = (_answer(_build_obstacles(target, machine, "fp16", opset)) for opset in ("modern", "legacy"))
+    return f"{legacy}, with --opset legacy" if legacy == "yes" != modern else modern
+
+
+def _answer(obstacles: Iterator[TrolError]) -> str:
+    obstacle = next(obstacles, None)
+    return "yes" if obstacle is None else str(obstacle)
+
+
+def _raise_first(obstacles: Iterator[TrolError]) -> None:
+    for obstacle in obstacles:
+        raise obstacle
+
+
+def _build_obstacles(target: str, machine: MachineDescription, precision: str, opset: str) -> Iterator[TrolError]:
+    """Those that cannot be mended come first."""
+    if target == "cpu":
+        yield from _too_old_a_python("exporting", machine)
+        yield from _conflicts(target, machine, precision)
+        yield from _missing("exporting", EXPORT_PACKAGES, "pip install 'trol-export[export,cpu]'", machine)
+        yield from _no_onnxruntime(machine)
+    elif target == "tensorrt-rtx":
+        yield from _conflicts(target, machine, precision)
+        yield from _nothing_that_builds_rtx(machine)
+        yield from _no_tensorrt_rtx(machine)
+        yield from _no_graph_packages(machine)
+    elif target == "tensorrt":
+        yield from _no_gpu(target, machine, "build on the device itself")
+        yield from _conflicts(target, machine, precision)
+        yield from _no_full_tensorrt(machine)
+        yield from _tensorrt_too_old_for(opset, machine)
+        yield from _no_graph_packages(machine)
+
+
+def _run_obstacles(target: str, machine: MachineDescription, plan: PlanEntry | None) -> Iterator[TrolError]:
+    """Those that cannot be mended come first."""
+    if target != "cpu":
+        yield from _no_gpu(target, machine, "run the target cpu")
+    yield from _conflicts(target, machine, None)
+    if target == "cpu":
+        yield from _no_onnxruntime(machine)
+    elif target == "cuda":
+        yield from _no_onnxruntime_gpu(machine)
+    elif target == "tensorrt-rtx":
+        yield from _not_an_rtx_gpu(machine)
+        yield from _no_tensorrt_rtx(machine)
+        yield from _no_cuda_bindings(machine)
+    elif target == "tensorrt":
+        yield from _no_full_tensorrt(machine)
+        yield from _no_cuda_bindings(machine)
+        yield from _foreign(plan, machine)
+
+
+def _conflicts(target: str, machine: MachineDescription, precision: str | None) -> Iterator[TrolError]:
+    yield from (TrolError(str(found)) for found in known_conflicts(machine) if found.stops(target, precision))
+
+
+def _foreign(plan: PlanEntry | None, machine: MachineDescription) -> Iterator[TrolError]:
+    conflict = None if plan is None else plan_of_another_jetpack(plan, machine)
+    if conflict is not None:
+        yield TrolError(str(conflict))
+
+
+def _no_gpu(target: str, machine: MachineDescription, instead: str) -> Iterator[TrolError]:
+    if machine.gpu is None:
+        yield TrolError(f"{target} needs an NVIDIA GPU, none to be seen here; {instead}")
+
+
+def _not_an_rtx_gpu(machine: MachineDescription) -> Iterator[TrolError]:
+    if machine.sm is not None and not _has_rtx_gpu(machine):
+        supported = ", ".join(_RTX_SMS["x86_64"])
+        yield TrolError(
+            f"tensorrt-rtx runs on SM {supported} under x86-64 and on DGX Spark, this is SM {machine.sm} under "
+            f"{machine.architecture}; take the target tensorrt"
+        )
+
+
+def _nothing_that_builds_rtx(machine: MachineDescription) -> Iterator[TrolError]:
+    if machine.architecture != "x86_64" and not _has_rtx_gpu(machine):
+        yield TrolError(
+            "tensorrt-rtx plans are built on x86-64, with or without a GPU, or on DGX Spark, not on "
+            f"{machine.architecture}; build them there"
+        )
+
+
+def _has_rtx_gpu(machine: MachineDescription) -> bool:
+    return machine.sm in _RTX_SMS.get(machine.architecture, ())
+
+
+def _no_onnxruntime(machine: MachineDescription) -> Iterator[TrolError]:
+    if not (machine.packages.get("onnxruntime") or machine.packages.get("onnxruntime-gpu")):
+        yield from _too_old_a_python("onnxruntime", machine)
+        yield MissingExtraError("onnxruntime is missing; run: pip install 'trol-export[cpu]'")
+
+
+def _no_onnxruntime_gpu(machine: MachineDescription) -> Iterator[TrolError]:
+    if machine.packages.get("onnxruntime-gpu"):
+        return
+    if machine.architecture == "aarch64":  # https://github.com/microsoft/onnxruntime/issues/27944
+        yield MissingExtraError(
+            "onnxruntime-gpu is missing, and the package index has none for aarch64; install one built for this "
+            "system, or take the target tensorrt"
+        )
+    yield MissingExtraError("onnxruntime-gpu is missing; run: pip install 'trol-export[gpu]'")
+
+
+def _no_tensorrt_rtx(machine: MachineDescription) -> Iterator[TrolError]:
+    version = machine.packages.get("tensorrt-rtx")
+    if version is None:
+        yield MissingExtraError("tensorrt-rtx is missing; run: pip install 'trol-export[rtx]'")
+    elif version_numbers(version) < _OLDEST_RTX:
+        yield MissingExtraError(f"tensorrt-rtx {version} is older than 1.7; run: pip install -U 'trol-export[rtx]'")
+
+
+def _no_full_tensorrt(machine: MachineDescription) -> Iterator[TrolError]:
+    if machine.packages.get("tensorrt") is None:
+        yield MissingExtraError(_where_tensorrt_is(machine))
+    if _tensorrt(machine) < _LEGACY_TENSORRT:
+        remedy = "update JetPack" if machine.jetson else "run: pip install -U 'trol-export[tensorrt]'"
+        yield TrolError(f"TensorRT {machine.tensorrt} is older than 10.3, the oldest with which engines run; {remedy}")
+
+
+def _where_tensorrt_is(machine: MachineDescription) -> str:
+    if machine.jetson is None:
+        return "tensorrt is missing; run: pip install 'trol-export[tensorrt]'"
+    if machine.tensorrt_library is None:
+        return "TensorRT is missing, it comes with JetPack; run: sudo apt install nvidia-jetpack"
+    return (
+        f"TensorRT {machine.tensorrt_library} is on the system, and not to be seen from this environment; make one "
+        "that sees it: /usr/bin/python3 -m venv --system-site-packages ENVIRONMENT"
+    )
+
+
+def _tensorrt_too_old_for(opset: str, machine: MachineDescription) -> Iterator[TrolError]:
+    if opset == "modern" and _tensorrt(machine) < _MODERN_TENSORRT:
+        yield UsageError(
+            f"TensorRT {machine.tensorrt} does not read the graphs (opset 24), 10.15 and newer do; add --opset legacy"
+        )
+
+
+def _tensorrt(machine: MachineDescription) -> tuple[int, ...]:
+    return version_numbers(machine.tensorrt or "")
+
+
+def _no_graph_packages(machine: MachineDescription) -> Iterator[TrolError]:
+    yield from _missing("building plans", _GRAPH_PACKAGES, f"pip install {' '.join(_GRAPH_PACKAGES)}", machine)
+
+
+def _no_cuda_bindings(machine: MachineDescription) -> Iterator[TrolError]:
+    """12.x of the package is for every CUDA 12, and so on: that of the driver is needed.
+
+    https://nvidia.github.io/cuda-python/cuda-bindings/latest/support.html
+    """
+    cuda = None if machine.nvidia is None else machine.nvidia.cuda
+    package = "cuda-bindings" if cuda is None else f"'cuda-bindings=={version_numbers(cuda)[0]}.*'"
+    yield from _missing("running plans", ("cuda-bindings",), f"pip install {package}", machine)
+
+
+def _too_old_a_python(what: str, machine: MachineDescription) -> Iterator[TrolError]:
+    if version_numbers(machine.python) < _EXPORT_PYTHON:
+        yield TrolError(f"{what} needs Python 3.11 or newer, this is {machine.python}")
+
+
+def _missing(doing: str, names: tuple[str, ...], remedy: str, machine: MachineDescription) -> Iterator[TrolError]:
+    missing = [name for name in names if machine.packages.get(name) is None]
+    if missing:
+        yield MissingExtraError(f"{doing} needs {', '.join(missing)}, not installed here; install with: {remedy}")
