@@ -6,6 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,15 +16,20 @@ from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import UsageError
 
 PRECISIONS = ("fp32", "fp16")
-TARGETS = ("cpu",)
+CPU = "cpu"
+TARGETS = (CPU, "tensorrt-rtx", "tensorrt")
+WEIGHT_FORMS = ("shared", "embedded")
 EXAMPLES = (
     ("--size 1.8b --precision fp16", "fetch BK-Lee/TroL-1.8B and write engine.plan"),
     ("--size tiny", "the small TroL that comes with this package, no network needed"),
     ("--checkpoint DIR --precision fp32 -o trol.plan", "from files you have"),
     ("--checkpoint DIR --precision fp16 --onnx-dir onnx", "also leave the graphs as .onnx files"),
+    ("--size 1.8b --target cpu --target tensorrt-rtx", "also plans for RTX GPUs, built without one"),
+    ("--add-target tensorrt engine.plan", "on a device: build its plans into an engine that is there"),
     ("--check DIR", "list everything about a checkpoint that would stop an export"),
 )
-_CHECK_OPTIONS = ("check", "revision", "json")
+# The options that go with a source that is no checkpoint to be exported.
+_OWN_OPTIONS = {"check": ("check", "revision", "json"), "add_target": ("add_target", "weights", "json")}
 # What an export needs beyond the runtime, as importable modules.
 NEEDED = ("torch", "onnx", "onnx_ir", "onnxruntime", "safetensors", "sentencepiece", "huggingface_hub", "tqdm")
 
@@ -36,6 +42,8 @@ def script() -> NoReturn:
 def main(argv: Sequence[str] | None) -> int:
     """Parse, export or check, print the record; returns the exit code."""
     arguments = _parse(argv)
+    if arguments.add_target is not None:
+        return _add_target(arguments)
     require_installed("exporting", NEEDED, "export,cpu")
     return _check(arguments) if arguments.check is not None else _export(arguments)
 
@@ -48,11 +56,25 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     )
     source.add_argument("--checkpoint", metavar="DIR|HF-ID", help="a checkpoint's folder, or a repository of the hub")
     source.add_argument("--check", metavar="DIR|HF-ID", help="report on a checkpoint and write nothing")
+    source.add_argument(
+        "--add-target", nargs=2, metavar=("TARGET", "FILE"), help="build plans of a target into an engine file"
+    )
     parser.add_argument("--revision", default="main", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp16", help="how weights are stored (default: fp16)"
     )
-    parser.add_argument("--target", choices=TARGETS, default="cpu", help="what the engine runs on (default: cpu)")
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        action="append",
+        help="what the engine runs on, beside the CPU, which every engine runs on; repeatable",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHT_FORMS,
+        default="shared",
+        help="of plans: one copy for all of them, or one inside each (default: shared)",
+    )
     parser.add_argument("--max-seq", type=int, metavar="N", help="tokens of a row, answer included (default: 4096)")
     parser.add_argument("--max-batch", type=int, metavar="N", default=5, help="rows of a batch (default: 5)")
     parser.add_argument("--no-tokenizer", action="store_true", help="an engine for token ids, without text")
@@ -61,11 +83,15 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
     arguments = parser.parse_args(argv)
-    if arguments.check is not None:
-        ignored = [name for name in vars(arguments) if name not in _CHECK_OPTIONS]
-        given = [name for name in ignored if getattr(arguments, name) != parser.get_default(name)]
-        if given:
-            raise UsageError(f"--check writes nothing: leave out --{given[0].replace('_', '-')}")
+    for source_name, own in _OWN_OPTIONS.items():
+        if getattr(arguments, source_name) is not None:
+            others = [name for name in vars(arguments) if name not in own]
+            given = [name for name in others if getattr(arguments, name) != parser.get_default(name)]
+            if given:
+                option, other = (f"--{name.replace('_', '-')}" for name in (source_name, given[0]))
+                raise UsageError(f"{option} exports nothing: leave out {other}")
+    if arguments.add_target is not None and arguments.add_target[0] not in TARGETS[1:]:
+        raise UsageError(f"--add-target {arguments.add_target[0]}: expected {' or '.join(TARGETS[1:])}")
     return arguments
 
 
@@ -77,9 +103,27 @@ def _check(arguments: Namespace) -> int:
     return 0 if report.ok else 1
 
 
+def _add_target(arguments: Namespace) -> int:
+    require_installed("building plans", ("onnx", "onnx_ir"), "rtx")
+    target, path = arguments.add_target
+    plan = _added(target, Path(path), arguments.weights)
+    print(json.dumps(plan) if arguments.json else f"{path}: {target} plans of {', '.join(plan['roles'])} added")
+    return 0
+
+
+def _added(target: str, path: Path, weights: str) -> dict[str, Any]:
+    """Build a target's plans into an engine file; their record as JSON."""
+    from trol_engines.add_plans import add_plans
+    from trol_export.progress import step
+
+    return asdict(add_plans(path, target, "embedded" if weights == "embedded" else "shared", step))
+
+
 def _export(arguments: Namespace) -> int:
     from trol_export.pipeline import ExportRequest, export_engine
 
+    targets = [target for target in dict.fromkeys(arguments.target or ()) if target != CPU]
+    _require_buildable(targets, arguments.precision)
     request = ExportRequest(
         source=arguments.checkpoint or arguments.size,
         is_size=arguments.size is not None,
@@ -99,14 +143,28 @@ def _export(arguments: Namespace) -> int:
             "fp16 graphs are",
             file=sys.stderr,
         )
+    plans = [_added(target, request.output, arguments.weights) for target in targets]
     if arguments.json:
         record = {"engine": str(request.output), "parity": manifest.parity, "fp16_range": manifest.fp16_range}
-        print(json.dumps(record))
+        print(json.dumps(record | {"plans": plans}))
         return 0
     print(_parity_table(manifest.parity["outputs"]))
     print(f"activations against fp16's range: {manifest.fp16_range['verdict']}")
     print(f"{request.output}: {request.output.stat().st_size:,} bytes, parity {manifest.parity['verdict']}")
     return 0
+
+
+def _require_buildable(targets: Sequence[str], precision: str) -> None:
+    """Raise, before anything is exported, what keeps this machine from building a target."""
+    if targets:
+        from trol_engines.tensorrt_package import import_tensorrt
+        from trol_runtime.machine import describe_machine
+        from trol_runtime.target_support import require_buildable
+
+        machine = describe_machine()
+        for target in targets:
+            require_buildable(target, machine, precision=precision)
+            import_tensorrt(target)
 
 
 def _parity_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -127,7 +127,7 @@ def _layers(network: Any) -> Iterator[Any]:
 def _log(trt: Any) -> Any:
     """A logger that prints nothing and keeps the last error, for the message that a build ends with."""
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.last_error = "no reason given"

@@ -11,8 +11,10 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from trol_runtime.errors import TrolError
 
@@ -35,7 +37,8 @@ def run_command(name: str, main: Main, argv: Sequence[str] | None = None) -> int
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
-            return main(argv)
+            with _warnings_in_one_line(name):
+                return main(argv)
         finally:
             sys.stdout.flush()  # here, where a failure is still one line; --help leaves by SystemExit
     except TrolError as error:
@@ -57,6 +60,19 @@ def run_command(name: str, main: Main, argv: Sequence[str] | None = None) -> int
         )
         _drop_stdout()
         return 1
+
+
+@contextmanager
+def _warnings_in_one_line(name: str) -> Iterator[None]:
+    """What a user should know goes to stderr as `name: message`, every time; other warnings go their own way."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"{name}: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _replace_closed_streams() -> None:

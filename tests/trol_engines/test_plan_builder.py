@@ -54,7 +54,7 @@ def ranges_of(graph: ir.Model, config: ModelConfig, role: Role) -> Mapping[str, 
         )
         for value in graph.graph.inputs
     ]
-    return shape_ranges(inputs, axis_ranges(role, config, LIMITS))
+    return shape_ranges(inputs, axis_ranges(role, config, LIMITS), LIMITS.max_seq)
 
 
 def bytes_of(read: ReadArray, names: list[str]) -> dict[str, NDArray[np.uint8]]:

@@ -60,7 +60,7 @@ shapes = {v.name: tuple(a if isinstance(a, int) else str(a.value) for a in v.sha
 inputs = [GraphValue(name, "", shape) for name, shape in shapes.items()]
 weights_to_inputs(graph)
 open(path, "wb").write(as_bytes(graph))
-print(json.dumps(shape_ranges(inputs, axis_ranges(role, config, limits))))
+print(json.dumps(shape_ranges(inputs, axis_ranges(role, config, limits), limits.max_seq)))
 """
 
 

@@ -62,11 +62,15 @@ def test_without_the_extras_one_line_has_the_pip_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of the arguments --size --checkpoint --check is required; see: trol-export --help"),
+        ([], "one of the arguments --size --checkpoint --check --add-target is required; see: trol-export --help"),
         (["--size", "9b"], "there is no TroL of size '9b'; sizes are 1.8b, 3.8b, 7b, tiny"),
         (["--size", "7b", "--checkpoint", "MICRO"], "argument --checkpoint: not allowed with argument --size"),
         (["--checkpoint", "MICRO", "--precision", "int3"], "argument --precision: invalid choice: 'int3'"),
         (["--checkpoint", "MICRO", "--target", "tpu"], "argument --target: invalid choice: 'tpu'"),
+        (["--add-target", "cpu", "engine.plan"], "--add-target cpu: expected tensorrt-rtx or tensorrt"),
+        (["--add-target", "tensorrt-rtx"], "argument --add-target: expected 2 arguments"),
+        (["--add-target", "tensorrt", "engine.plan", "--max-seq", "64"], "exports nothing: leave out --max-seq"),
+        (["--checkpoint", "MICRO", "--weights", "none"], "argument --weights: invalid choice: 'none'"),
         (["--checkpoint", "MICRO", "--max-seq", "many"], "argument --max-seq: invalid int value: 'many'"),
         (["--checkpoint", "MICRO", "--max-seq", "7"], "--max-seq is 7, expected at least 8"),
         (["--checkpoint", "MICRO", "--max-seq", "32769"], "--max-seq is 32769, this model allows 8 to 32768"),
