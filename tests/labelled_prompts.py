@@ -74,6 +74,9 @@ class WatchedBackend:
         self.error: type[BaseException] = KeyboardInterrupt
         self._backend = model._backend
 
+    def new_cache(self, keeps_second_pass: bool) -> Any:
+        return self._backend.new_cache(keeps_second_pass)
+
     def encode(self, pixel_values: np.ndarray) -> np.ndarray:
         self._note("encode", len(pixel_values))
         return self._backend.encode(pixel_values)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from trol_runtime import preprocess
 from trol_runtime.answering import Answerer, Picture, load_pictures, said_before
+from trol_runtime.backends import CPU, open_backend, require_known_backend
 from trol_runtime.beam_search import beam_search
 from trol_runtime.bundle import Bundle
 from trol_runtime.chat import Chat
@@ -28,7 +29,6 @@ from trol_runtime.completion import Completion
 from trol_runtime.errors import UsageError
 from trol_runtime.generation import DEFAULT_MAX_NEW_TOKENS, Generation, choose_ids, collect
 from trol_runtime.generation_config import GenerationConfig
-from trol_runtime.memory_need import require_memory
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.one_line import one_line
 from trol_runtime.prompt_batch import Prompt
@@ -48,17 +48,21 @@ class TroL:
     (`num_beams=5`), or both: options go first. Without either it is greedy.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, prefill_chunk: int | None = None) -> None:
-        from trol_runtime.cpu_backend import CpuBackend
-
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        prefill_chunk: int | None = None,
+        backend: str = CPU,
+        trust_plans: bool = False,
+    ) -> None:
         for name, count in (("threads", threads), ("prefill_chunk", prefill_chunk)):
             if count is not None:
                 _require_count(name, count)
-        require_memory(bundle.manifest)
         self.manifest = bundle.manifest
         self.config = bundle.manifest.model
         self.default_new_tokens = int(bundle.manifest.generation.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS))
-        self._backend = CpuBackend(bundle, threads)
+        self._backend = open_backend(backend, bundle, threads, trust_plans)
         self._prefill_chunk = prefill_chunk
         prompt = bundle.manifest.prompt
         tokenizer = TextTokenizer(bundle.read(TOKENIZER_ENTRY), prompt) if prompt else None
@@ -69,20 +73,23 @@ class TroL:
     def load(
         cls,
         path: str | os.PathLike[str],
-        backend: str = "cpu",
+        backend: str = CPU,
         threads: int | None = None,
         prefill_chunk: int | None = None,
+        trust_plans: bool = False,
     ) -> TroL:
-        """Open and verify an engine file and map its weights.
+        """Open and verify an engine file and load its weights.
 
-        threads: cores of one run; None: all physical ones.
+        backend: "cpu", or "tensorrt-rtx" or "tensorrt", for which the file needs plans
+        threads: cores of one run on the CPU; None: all physical ones.
+        trust_plans: run plans that were not built on this machine: they are code
         prefill_chunk: read prompts in parts of this many tokens, which bounds the memory of activations; None: at once
         Raises EngineFileError (damaged, other version), LimitError (too little memory; the need is in the message),
-        MissingExtraError (no onnxruntime), UsageError (unknown backend, threads or prefill_chunk below 1).
+        MissingExtraError (a package of the backend), TrolError (this machine does not run it, or no plan fits),
+        UsageError (unknown backend, threads or prefill_chunk below 1).
         """
-        if backend != "cpu":
-            raise UsageError(f"unknown backend {backend!r}; this version runs engines on: cpu")
-        return cls(Bundle.open(path), threads, prefill_chunk)
+        require_known_backend(backend)
+        return cls(Bundle.open(path), threads, prefill_chunk, backend, trust_plans)
 
     def new_session(self, keep_prefix: bool = False, prefill_chunk: int | None = None) -> Session:
         """A further conversation on the same weights, with a cache of its own.

@@ -80,6 +80,15 @@ class KVCache:
     def clear(self) -> None:
         self.first_pass, self.second_pass = [], []
 
+    def fitted(self, kept: int, tokens: int) -> KVCache:
+        """A cache that holds the first `kept` tokens of every row, with room for `tokens` and not for many more.
+
+        Itself, or a smaller copy: one long prompt must not cost all later ones. Raises like `reserve`.
+        """
+        cache = self.copy(kept) if self.capacity > 2 * tokens else self
+        cache.reserve(tokens)
+        return cache
+
     def reserve(self, tokens: int) -> None:
         """Room for `tokens` per row, keeping what is there; grows one buffer at a time.
 

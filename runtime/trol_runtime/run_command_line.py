@@ -6,12 +6,12 @@ import json
 import re
 import sys
 import time
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
+from trol_runtime.backends import BACKENDS, CPU
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import TrolError, UsageError
@@ -67,13 +67,11 @@ def main(argv: Sequence[str] | None) -> int:
     sources = [sys.stdin.buffer if image == "-" else image for image in arguments.image]
     pictures = [load_picture(source, arguments.exif) for source in sources]
     keep_prefix = (arguments.chat or arguments.jsonl is not None) and not arguments.no_keep_prefix
-    with warnings.catch_warnings(), _questions_file(arguments.jsonl) as questions:
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = _print_warning
+    with _questions_file(arguments.jsonl) as questions:
         chunk = arguments.prefill_chunk
         if chunk is None and arguments.chat and keep_prefix:  # without a kept prefix, chunks would take memory
             chunk = CHAT_PREFILL_CHUNK
-        model, load_ms = _load(arguments.engine, chunk, keep_prefix)
+        model, load_ms = _load(arguments, chunk, keep_prefix)
         if questions is not None:
             answer_questions(model, questions, options, keep_prefix=keep_prefix, exif=arguments.exif, load_ms=load_ms)
         elif arguments.chat:
@@ -86,17 +84,18 @@ def main(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _load(engine: str, prefill_chunk: int | None, keep_prefix: bool) -> tuple[TroL, float]:
-    """The engine, and the milliseconds it took to open, verify and map."""
+def _load(arguments: Namespace, prefill_chunk: int | None, keep_prefix: bool) -> tuple[TroL, float]:
+    """The engine, and the milliseconds it took to open, verify and load."""
     from trol_runtime.bundle import Bundle
     from trol_runtime.engine import TroL
     from trol_runtime.memory_need import memory_need
 
     begin = time.perf_counter()
-    bundle = Bundle.open(engine)
-    need = memory_need(bundle.manifest, both_passes=keep_prefix or prefill_chunk is not None)
-    print(f"{engine} needs {need}", file=sys.stderr)
-    model = TroL(bundle, prefill_chunk=prefill_chunk)
+    bundle = Bundle.open(arguments.engine)
+    if arguments.backend == CPU:
+        need = memory_need(bundle.manifest, both_passes=keep_prefix or prefill_chunk is not None)
+        print(f"{arguments.engine} needs {need}", file=sys.stderr)
+    model = TroL(bundle, prefill_chunk=prefill_chunk, backend=arguments.backend, trust_plans=arguments.trust_plans)
     load_ms = 1e3 * (time.perf_counter() - begin)
     print(f"loaded in {load_ms / 1e3:.2f} s", file=sys.stderr)
     return model, load_ms
@@ -128,10 +127,6 @@ def _questions_file(path: str | None) -> AbstractContextManager[BinaryIO | None]
         raise TrolError(f"questions {path!r}: {error.strerror}; name a file with one JSON object a line") from error
 
 
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"trol-run: {message}", file=sys.stderr)
-
-
 def _parse(argv: Sequence[str] | None) -> Namespace:
     parser = CommandParser("trol-run", EXAMPLES)
     parser.add_argument("engine", metavar="engine.plan", help="engine file written by trol-export")
@@ -155,6 +150,12 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument(
         "--no-keep-prefix", action="store_true", help="half the cache for --chat and --jsonl, which then read all again"
     )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default=CPU, help=f"what runs the engine (default: {CPU}); others need its plans"
+    )
+    parser.add_argument(
+        "--trust-plans", action="store_true", help="run plans that were not built on this machine: they are code"
+    )
     arguments = parser.parse_args(argv)
     _refuse_contradictions(arguments)
     return arguments
@@ -172,6 +173,8 @@ def _refuse_contradictions(arguments: Namespace) -> None:
         raise UsageError("--no-keep-prefix is for --chat and --jsonl; a single question keeps none, leave it out")
     if not arguments.image and arguments.prompt is None and not arguments.chat and arguments.jsonl is None:
         raise UsageError("nothing to ask: give --image FILE, or --prompt TEXT, or both, or --chat, or --jsonl FILE")
+    if arguments.trust_plans and arguments.backend == CPU:
+        raise UsageError("--trust-plans is for plans of a GPU, the CPU runs none; name a --backend, or leave it out")
     if arguments.prefill_chunk is not None and arguments.prefill_chunk < 1:
         raise UsageError(f"--prefill-chunk is {arguments.prefill_chunk}, expected 1 or more")
     readers = ["--image -" for image in arguments.image if image == "-"]

@@ -25,23 +25,60 @@ from numpy.typing import NDArray
 from trol_runtime.array_types import Floats, Ids, as_array
 from trol_runtime.errors import LimitError, NumericError, UsageError
 from trol_runtime.exclusive import OneThreadAtATime, exclusive
-from trol_runtime.kv_cache import KVCache
 from trol_runtime.manifest import Limits
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.prompt_batch import ANSWER_TOKENS, Prompt, PromptReader
 from trol_runtime.rope import rope_rows, uses_long_factors
 
 
+class Cache(Protocol):
+    """Keys and values of rows, where a backend keeps them; `trol_runtime.kv_cache` says what its methods do."""
+
+    first_pass: list[Any]
+    second_pass: list[Any]
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def second_pass_nbytes(self) -> int: ...
+
+    def row(self, index: int) -> Cache: ...
+
+    def allocate(self, rows: int, tokens: int) -> None: ...
+
+    def add_second_pass(self) -> None: ...
+
+    def drop_second_pass(self) -> None: ...
+
+    def fitted(self, kept: int, tokens: int) -> Cache: ...
+
+    def reserve(self, tokens: int) -> None: ...
+
+    def copy(self, tokens: int) -> Cache: ...
+
+    def repeat(self, times: int) -> None: ...
+
+    def thin(self, times: int) -> None: ...
+
+    def move(self, sources: Sequence[int], begin: Sequence[int], end: Sequence[int]) -> None: ...
+
+
 class Backend(Protocol):
-    """What runs the graphs; `trol_runtime.cpu_backend` says the shapes."""
+    """What runs the graphs, in caches of its own kind; `trol_runtime.cpu_backend` says the shapes."""
+
+    def new_cache(self, keeps_second_pass: bool) -> Any: ...
 
     def encode(self, pixel_values: Floats) -> Floats: ...
 
-    def prefill(self, cache: KVCache, input_ids: Ids, image_embeds: Floats, cos: Floats, sin: Floats) -> Floats: ...
+    def prefill(self, cache: Any, input_ids: Ids, image_embeds: Floats, cos: Floats, sin: Floats) -> Floats: ...
 
     def extend(
         self,
-        cache: KVCache,
+        cache: Any,
         input_ids: Ids,
         image_embeds: Floats,
         write_index: Ids,
@@ -52,7 +89,7 @@ class Backend(Protocol):
 
     def decode(
         self,
-        cache: KVCache,
+        cache: Any,
         token_ids: Ids,
         write_index: Ids,
         attention_mask: NDArray[np.bool_],
@@ -140,7 +177,7 @@ class Session(OneThreadAtATime):
         self._rows: list[_Row] = []
         self.reused: Ids = np.zeros(0, np.int64)
         self._beams = 1
-        self._cache = KVCache(self._config.decoder, self._limits.max_seq, self._keeps_prefix)
+        self._cache: Cache = self._backend.new_cache(self._keeps_prefix)
 
     @property
     def keeps_prefix(self) -> bool:
@@ -414,9 +451,7 @@ class Session(OneThreadAtATime):
             if self._beams > 1:
                 self._cache.thin(self._beams)
                 self._beams = 1
-            if self._cache.capacity > 2 * tokens:  # one long prompt must not cost all later ones
-                self._cache = self._cache.copy(int(self.reused.max()))
-            self._cache.reserve(tokens)
+            self._cache = self._cache.fitted(int(self.reused.max()), tokens)
 
     @contextmanager
     def _no_rows_on_failure(self) -> Iterator[None]:
@@ -443,7 +478,7 @@ class Session(OneThreadAtATime):
         length[0] = len(prompt)
         return logits
 
-    def _read_parts(self, cache: KVCache, row: _Row, start: int) -> Floats:
+    def _read_parts(self, cache: Cache, row: _Row, start: int) -> Floats:
         """The prompt of `row` from `start` on, a chunk at a time; each chunk that is read is kept."""
         prompt = row.prompt
         row.long_factors = self._long_factors(prompt)
@@ -464,7 +499,7 @@ class Session(OneThreadAtATime):
             row.kept = end if self._keeps_prefix else 0
         return logits
 
-    def _decode_step(self, cache: KVCache, token_ids: Ids, lengths: Ids) -> Floats:
+    def _decode_step(self, cache: Cache, token_ids: Ids, lengths: Ids) -> Floats:
         """One token per row of `cache`, whose rows hold `lengths` tokens; counts them up in place."""
         # Each row its own tables: with "su" scaling the factors follow the length of that row.
         rows = [rope_rows(self._config.decoder, np.array([[n]]), int(n) + 1) for n in lengths]

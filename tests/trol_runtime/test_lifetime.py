@@ -21,6 +21,7 @@ from conftest import EngineOf
 from trol_runtime.bundle import ARENA_ENTRY, Bundle
 from trol_runtime.engine import TroL
 from trol_runtime.errors import EngineFileError, UsageError
+from trol_runtime.kv_cache import KVCache
 from trol_runtime.manifest import Limits
 from trol_runtime.session import Session
 
@@ -86,6 +87,9 @@ def test_a_session_refuses_a_second_thread_while_it_runs(
     running, go_on = threading.Event(), threading.Event()
 
     class SlowBackend:
+        def new_cache(self, keeps_second_pass: bool) -> KVCache:
+            return KVCache(config.decoder, 64, keeps_second_pass)
+
         def prefill(self, *arguments: Any) -> np.ndarray:
             running.set()
             assert go_on.wait(60)

@@ -553,8 +553,9 @@ def test_a_prompt_of_one_image_token_is_refused(session: Session, model: TroL) -
 class BrokenBackend:
     """Not a number from the second run on."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: TroL) -> None:
         self.runs = 0
+        self.new_cache = model._backend.new_cache
 
     def encode(self, pixel_values: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -567,7 +568,7 @@ class BrokenBackend:
 
 
 def test_logits_that_are_no_numbers_are_an_error_that_names_the_row(model: TroL) -> None:
-    session = Session(BrokenBackend(), model.config, model.manifest.limits)
+    session = Session(BrokenBackend(model), model.config, model.manifest.limits)
     with pytest.raises(NumericError) as caught:
         session.prefill(np.full((2, 3), 5))
     assert str(caught.value) == (
@@ -576,7 +577,7 @@ def test_logits_that_are_no_numbers_are_an_error_that_names_the_row(model: TroL)
 
 
 def test_a_prefill_that_failed_leaves_nothing_to_decode(model: TroL) -> None:
-    session = Session(BrokenBackend(), model.config, model.manifest.limits)
+    session = Session(BrokenBackend(model), model.config, model.manifest.limits)
     session.prefill(np.full((1, 3), 5))
     with pytest.raises(NumericError):
         session.prefill(np.full((1, 3), 5))

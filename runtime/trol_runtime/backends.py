@@ -1,0 +1,65 @@
+"""Backends by name: what an engine file runs on, opened on this machine or refused in one line."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trol_runtime.errors import TrolError, UsageError
+
+if TYPE_CHECKING:
+    from trol_runtime.bundle import Bundle
+    from trol_runtime.session import Backend
+
+CPU = "cpu"
+# The target of a plan is the name of the backend that runs it.
+_TENSORRT_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+BACKENDS = (CPU, *_TENSORRT_MODULES)
+
+
+def require_known_backend(name: str) -> None:
+    """Raise UsageError for a name that is not one of BACKENDS."""
+    if name not in BACKENDS:
+        raise UsageError(f"unknown backend {name!r}; this version runs engines on: {', '.join(BACKENDS)}")
+
+
+def open_backend(name: str, bundle: Bundle, threads: int | None = None, trust_plans: bool = False) -> Backend:
+    """Load an engine file for one of BACKENDS.
+
+    threads: of one run on the CPU. trust_plans: run plans that were not built here, which is to run their code
+    Raises UsageError for another name, MissingExtraError and other TrolErrors where this machine does not run it, and
+    EngineFileError where the file has nothing for it.
+    """
+    require_known_backend(name)
+    if name == CPU:
+        from trol_runtime.cpu_backend import CpuBackend
+        from trol_runtime.memory_need import require_memory
+
+        require_memory(bundle.manifest)
+        return CpuBackend(bundle, threads)
+    return _gpu_backend(name, bundle, trust_plans)
+
+
+def _gpu_backend(target: str, bundle: Bundle, trust_plans: bool) -> Backend:
+    from trol_runtime.cuda_device import CudaDevice
+    from trol_runtime.device_arena import DeviceArena
+    from trol_runtime.gpu_backend import GpuBackend
+    from trol_runtime.machine import describe_machine
+    from trol_runtime.plan_choice import Device, this_platform
+    from trol_runtime.plan_store import find_plan, why_none
+    from trol_runtime.target_support import require_runnable
+    from trol_runtime.tensorrt_plan import load_plans
+
+    machine = describe_machine()
+    require_runnable(target, machine)
+    assert machine.sm is not None  # of a GPU that runs it
+    trt: Any = import_module(_TENSORRT_MODULES[target])
+    here = Device(target, trt.__version__, machine.sm, this_platform())
+    stored = find_plan(bundle, here, trust_plans=trust_plans)
+    if stored is None:
+        raise TrolError(why_none(bundle, here))
+    require_runnable(target, machine, stored.plan)
+    plans = {role: stored.read(role) for role in stored.plan.roles}
+    device = CudaDevice()
+    loaded = load_plans(trt, plans, device, DeviceArena(bundle, device))
+    return GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits)

@@ -1,0 +1,203 @@
+"""One GPU through CUDA's runtime: memory, copies and graphs, all on one stream, where everything runs in order.
+
+Memory that is freed is kept for the next allocation of its size: what runs later on the stream finds it free, and a
+session that begins anew has its cache where the last one had it, so that captured graphs stay valid.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from trol_runtime.errors import LimitError, MissingExtraError, TrolError
+from trol_runtime.memory_need import readable
+
+
+def cuda_runtime() -> Any:
+    """CUDA's runtime as a module; raises MissingExtraError without it."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        raise MissingExtraError(
+            "running on a GPU needs cuda.bindings, not installed here; what to install for this machine says: "
+            "trol-inspect --system"
+        ) from None
+    return runtime
+
+
+class DeviceMemory:
+    """Bytes on the device; `free` gives them back, as does losing the last reference."""
+
+    def __init__(self, device: CudaDevice, address: int, nbytes: int, what: str) -> None:
+        self.address, self.nbytes = address, nbytes
+        self._device, self._what = device, what
+
+    def free(self) -> None:
+        """Give the memory back; nothing that is asked of the device later may use it."""
+        if self.address:
+            self._device.take_back(self.address, self.nbytes, self._what)
+            self.address = 0
+
+    def __del__(self) -> None:
+        self.free()
+
+
+class Box(NamedTuple):
+    """A part of a three-dimensional array: `depth` planes of `height` lines of `width` bytes.
+
+    pitch: bytes from a line to the next. lines: from a plane to the next. memory: kept alive as long as the box
+    """
+
+    address: int
+    width: int
+    height: int
+    depth: int
+    pitch: int
+    lines: int
+    memory: DeviceMemory | None = None
+
+
+class _Graph:
+    """An instantiated graph, destroyed with its last reference."""
+
+    def __init__(self, call: Callable[..., Any], captured: Any, stream: int) -> None:
+        self._call, self._stream, self._executable = call, stream, None
+        self._executable = call("cudaGraphInstantiate", captured, 0)
+        call("cudaGraphDestroy", captured)
+
+    def launch(self) -> None:
+        self._call("cudaGraphLaunch", self._executable, self._stream)
+
+    def __del__(self) -> None:
+        if self._executable is not None:
+            self._call("cudaGraphExecDestroy", self._executable)
+
+
+class CudaDevice:
+    """The current device of this process and a stream of its own.
+
+    Raises MissingExtraError without CUDA's Python package, TrolError without a driver or a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._cuda = cuda_runtime()
+        self._free: dict[int, list[int]] = {}  # addresses by size
+        self._in_use: Counter[str] = Counter()  # bytes by what they hold
+        self.stream: int = int(self._call("cudaStreamCreate"))
+
+    def allocate(self, nbytes: int, what: str) -> DeviceMemory:
+        """Uninitialised memory.
+
+        what: what it will hold, for messages: "weights", "KV cache", "activations"
+        Raises LimitError with what the device holds already when there is not enough.
+        """
+        kept = self._free.get(nbytes)
+        address = kept.pop() if kept else self._allocated(nbytes, what)
+        self._in_use[what] += nbytes
+        return DeviceMemory(self, address, nbytes, what)
+
+    def take_back(self, address: int, nbytes: int, what: str) -> None:
+        """Keep freed memory for the next allocation of its size."""
+        self._in_use[what] -= nbytes
+        self._free.setdefault(nbytes, []).append(address)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free on the device, and all of them; what is kept for reuse counts as taken."""
+        free, total = self._call("cudaMemGetInfo")
+        return int(free), int(total)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy a contiguous array to the device; it may be changed as soon as this returns.
+
+        From pageable memory CUDA returns when the bytes are in a buffer of its own (API synchronization behavior).
+        """
+        assert array.flags.c_contiguous
+        if array.nbytes:
+            self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Fill a contiguous array from the device; waits for everything asked before."""
+        assert array.flags.c_contiguous
+        self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
+        self.synchronize()
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Within the device; both ranges must be apart."""
+        self._copy(target, source, nbytes, "cudaMemcpyDeviceToDevice")
+
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Within the device, `rows` times `width` bytes; a row begins a pitch behind the one before it."""
+        if width and rows:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+            self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, self.stream)
+
+    def copy_box(self, target: Box, source: Box) -> None:
+        """Within the device, boxes of one size."""
+        cuda = self._cuda
+        call = cuda.cudaMemcpy3DParms()
+        call.srcPtr, call.dstPtr = (
+            cuda.make_cudaPitchedPtr(box.address, box.pitch, box.width, box.lines) for box in (source, target)
+        )
+        call.extent = cuda.make_cudaExtent(source.width, source.height, source.depth)
+        call.kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy3DAsync", call, self.stream)
+
+    def fill_zero(self, address: int, nbytes: int) -> None:
+        self._call("cudaMemsetAsync", address, 0, nbytes, self.stream)
+
+    def synchronize(self) -> None:
+        """Return once everything asked so far is done."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def captured(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """What `enqueue` puts on the stream, as one graph that the returned function launches; runs nothing yet."""
+        cuda = self._cuda
+        self._call("cudaStreamBeginCapture", self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            enqueue()
+        finally:  # a capture that failed must end, too
+            error, graph = cuda.cudaStreamEndCapture(self.stream)
+        self._check("cudaStreamEndCapture", error)
+        return _Graph(self._call, graph, self.stream).launch
+
+    def _allocated(self, nbytes: int, what: str) -> int:
+        error, address = self._cuda.cudaMalloc(nbytes)
+        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation and self._free:
+            self._release_kept()
+            error, address = self._cuda.cudaMalloc(nbytes)
+        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+            free, total = self.memory()
+            held = " + ".join(f"{readable(count)} of {name}" for name, count in self._in_use.items() if count)
+            raise LimitError(
+                f"the GPU has no {readable(nbytes)} for {what}: it holds {held or 'nothing of this engine'}, "
+                f"{readable(free)} of {readable(total)} are free; close what else uses it, or export with a smaller "
+                "--max-seq or --max-batch"
+            )
+        self._check("cudaMalloc", error)
+        return int(address)
+
+    def _release_kept(self) -> None:
+        """Give kept memory back to the driver, which waits for what still uses it."""
+        for addresses in self._free.values():
+            for address in addresses:
+                self._call("cudaFree", address)
+        self._free.clear()
+
+    def _copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
+        self._call("cudaMemcpyAsync", target, source, nbytes, getattr(self._cuda.cudaMemcpyKind, kind), self.stream)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Call a function of CUDA's runtime: its result, several as a tuple, None for none."""
+        error, *results = getattr(self._cuda, name)(*arguments)
+        self._check(name, error)
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def _check(self, name: str, error: Any) -> None:
+        if error != self._cuda.cudaError_t.cudaSuccess:
+            raise TrolError(
+                f"CUDA refuses {name} ({error.name}); look at the driver and what else runs there: "
+                "trol-inspect --system"
+            )

@@ -1,0 +1,204 @@
+"""`cuda.bindings.runtime` as far as the backend uses it; one stream, whose work is done when it is waited for."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cuda.bindings import runtime as real
+
+from fake_gpu.memory import POISON, Fault, Memory
+
+Work = Callable[[], None]
+OK = real.cudaError_t.cudaSuccess
+
+_PASSED_ON = (
+    "cudaError_t",
+    "cudaMemcpyKind",
+    "cudaStreamCaptureMode",
+    "cudaMemcpy3DParms",
+    "make_cudaExtent",
+    "make_cudaPitchedPtr",
+)
+
+
+class FakeRuntime:
+    """The module. memory: of the device. Everything that is asked of the stream goes through `put`."""
+
+    def __init__(self, total_bytes: int = 1 << 40) -> None:
+        self.memory = Memory(total_bytes)
+        self._queue: list[Work] = []
+        self._streams: set[int] = set()
+        self._capture: list[Work] | None = None
+        self._graphs: dict[int, list[Work]] = {}
+        self._executables: dict[int, list[Work]] = {}
+        self.launched_graphs = 0
+        self.capturable = True
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _PASSED_ON:
+            return getattr(real, name)
+        value = object.__getattribute__(self, name)
+        if name.startswith("cuda"):
+            return _as_declared(name, value)
+        return value
+
+    def put(self, work: Work, stream: int) -> None:
+        """Have something done when everything asked before is done; a capture takes it instead."""
+        if stream not in self._streams:
+            raise Fault(f"stream {stream} does not exist")
+        (self._queue if self._capture is None else self._capture).append(work)
+
+    # What the backend calls, in the order of CUDA's reference manual.
+
+    def cudaStreamCreate(self) -> tuple[Any, int]:
+        stream = len(self._streams) + 1
+        self._streams.add(stream)
+        return OK, stream
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
+        if self._capture is not None:
+            return (real.cudaError_t.cudaErrorStreamCaptureUnsupported,)
+        if stream not in self._streams:
+            raise Fault(f"stream {stream} does not exist")
+        queue, self._queue = self._queue, []
+        for work in queue:
+            work()
+        return (OK,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
+        assert stream in self._streams
+        assert mode in real.cudaStreamCaptureMode
+        if self._capture is not None:
+            raise Fault("a capture within a capture")
+        self._capture = []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, int]:
+        assert stream in self._streams
+        captured, self._capture = self._capture, None
+        if captured is None:
+            raise Fault("the end of a capture that did not begin")
+        if not self.capturable:
+            return real.cudaError_t.cudaErrorStreamCaptureInvalidated, 0
+        number = len(self._graphs) + 1
+        self._graphs[number] = captured
+        return OK, number
+
+    def cudaMalloc(self, size: int) -> tuple[Any, int]:
+        address = self.memory.allocate(size)
+        return (real.cudaError_t.cudaErrorMemoryAllocation, 0) if address is None else (OK, address)
+
+    def cudaFree(self, devPtr: int) -> tuple[Any]:
+        self.cudaStreamSynchronize(next(iter(self._streams)))  # cudaFree waits
+        self.memory.free(devPtr)
+        return (OK,)
+
+    def cudaMemGetInfo(self) -> tuple[Any, int, int]:
+        return OK, self.memory.total - self.memory.in_use, self.memory.total
+
+    def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any]:
+        self.memory.view(devPtr, count)
+
+        def work() -> None:
+            self.memory.view(devPtr, count)[:] = value
+
+        self.put(work, stream)
+        return (OK,)
+
+    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: int) -> tuple[Any]:
+        kinds = real.cudaMemcpyKind
+        if self._capture is not None:
+            return (real.cudaError_t.cudaErrorStreamCaptureUnsupported,)
+        if kind == kinds.cudaMemcpyHostToDevice:
+            self.memory.view(dst, count)
+            data = _host(src, count).copy()  # pageable memory is staged before the call returns
+            self.put(lambda: _assign(self.memory.view(dst, count), data), stream)
+        elif kind == kinds.cudaMemcpyDeviceToHost:
+            self.memory.view(src, count)
+            _host(dst, count)[:] = POISON  # whoever reads before waiting reads this
+            self.put(lambda: _assign(_host(dst, count), self.memory.view(src, count)), stream)
+        else:
+            assert kind == kinds.cudaMemcpyDeviceToDevice
+            self._copy_lines(dst, count, src, count, count, 1, stream)
+        return (OK,)
+
+    def cudaMemcpy2DAsync(
+        self, dst: int, dpitch: int, src: int, spitch: int, width: int, height: int, kind: Any, stream: int
+    ) -> tuple[Any]:
+        assert kind == real.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        if width > min(dpitch, spitch):
+            return (real.cudaError_t.cudaErrorInvalidPitchValue,)
+        self._copy_lines(dst, dpitch, src, spitch, width, height, stream)
+        return (OK,)
+
+    def cudaMemcpy3DAsync(self, p: Any, stream: int) -> tuple[Any]:
+        assert p.kind == real.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        width, height, depth = p.extent.width, p.extent.height, p.extent.depth
+        for plane in range(depth):
+            target, source = (int(end.ptr) + plane * end.pitch * end.ysize for end in (p.dstPtr, p.srcPtr))
+            self._copy_lines(target, p.dstPtr.pitch, source, p.srcPtr.pitch, width, height, stream)
+        return (OK,)
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, int]:
+        assert flags == 0
+        self._executables[graph] = self._graphs[graph]
+        return OK, graph
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Any]:
+        self._graphs[graph] = []
+        return (OK,)
+
+    def cudaGraphExecDestroy(self, graphExec: int) -> tuple[Any]:
+        del self._executables[graphExec]
+        return (OK,)
+
+    def cudaGraphLaunch(self, graphExec: int, stream: int) -> tuple[Any]:
+        if graphExec not in self._executables:
+            raise Fault("a graph that was destroyed is launched")
+        self.launched_graphs += 1
+        for work in self._executables[graphExec]:
+            self.put(work, stream)
+        return (OK,)
+
+    def _copy_lines(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, lines: int, stream: int
+    ) -> None:
+        for begin, pitch in ((target, target_pitch), (source, source_pitch)):
+            self.memory.view(begin, pitch * (lines - 1) + width)
+        if (
+            target < source + source_pitch * (lines - 1) + width
+            and source < target + target_pitch * (lines - 1) + width
+        ):
+            raise Fault("a copy within the device whose ranges overlap")
+
+        def work() -> None:
+            for line in range(lines):
+                data = self.memory.view(source + line * source_pitch, width)
+                _assign(self.memory.view(target + line * target_pitch, width), data)
+
+        self.put(work, stream)
+
+
+def _as_declared(name: str, function: Any) -> Callable[..., Any]:
+    """The function, refusing calls with another number of arguments than the installed package declares."""
+    declared = re.match(rf"{name}\((.*?)\)", getattr(real, name).__doc__ or "")
+    assert declared, f"cuda.bindings does not say what {name} takes"
+    count = len([one for one in declared[1].split(",") if one.strip()])
+
+    def call(*arguments: Any) -> Any:
+        assert len(arguments) == count, f"{name} takes {count} arguments, {len(arguments)} are given"
+        return function(*arguments)
+
+    return call
+
+
+def _host(address: int, nbytes: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+
+def _assign(target: np.ndarray, values: np.ndarray) -> None:
+    target[:] = values
