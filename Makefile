@@ -1,4 +1,4 @@
-# make demo   a small model with random weights: checkpoint -> engine.plan -> answer about a picture
+# make demo   TroL-tiny becomes an engine.plan, which answers about a picture that is drawn for it
 # make test   linters, types and the fast tests
 # make fuzz MINUTES=10   hostile input for so long; failing cases are kept in build/fuzz/failures
 #

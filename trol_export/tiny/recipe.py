@@ -153,7 +153,7 @@ RELEASED = Recipe(
         Phase("language", 600, batch=16, learning_rate=1e-3, warm_up=20),
         Phase("words", 300, batch=16, learning_rate=3e-3, warm_up=20),
         Phase("alignment", 100, batch=16, learning_rate=3e-4, warm_up=20),
-        Phase("decoder", 2800, batch=16, learning_rate=1e-3, warm_up=50, floor=0.15),
-        Phase("everything", 800, batch=16, learning_rate=1.5e-4, warm_up=50),
+        Phase("decoder", 2300, batch=16, learning_rate=1e-3, warm_up=50, floor=0.15),
+        Phase("everything", 600, batch=16, learning_rate=1.5e-4, warm_up=50),
     )
 )

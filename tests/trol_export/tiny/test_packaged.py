@@ -13,11 +13,6 @@ from trol_export.checkpoint_check import check_checkpoint
 from trol_export.tiny import packaged
 from trol_runtime.bundle import Bundle
 
-needs_weights = pytest.mark.skipif(
-    not packaged.CHECKPOINT.exists(), reason="TroL-tiny is not trained yet: python -m trol_export.tiny.train"
-)
-
-
 @pytest.fixture
 def stand_in(trained_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of random weights in the place of the packaged one, and no way to the hub."""
@@ -58,7 +53,6 @@ def test_an_installation_without_the_weights_says_how_to_get_them(
     )
 
 
-@needs_weights
 def test_the_packaged_checkpoint_can_be_exported_and_is_small() -> None:
     assert check_checkpoint(packaged.packaged_checkpoint()).deviations == []
     assert sum(path.stat().st_size for path in packaged.CHECKPOINT.iterdir()) <= 12_000_000
