@@ -49,7 +49,9 @@ class TensorRTPlan:
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         self.inputs = [one for one in names if engine.get_tensor_mode(one) == trt.TensorIOMode.INPUT]
         self.outputs = [one for one in names if engine.get_tensor_mode(one) == trt.TensorIOMode.OUTPUT]
-        self.dtypes: dict[str, np.dtype[Any]] = {one: np.dtype(trt.nptype(engine.get_tensor_dtype(one))) for one in names}
+        self.dtypes: dict[str, np.dtype[Any]] = {
+            one: np.dtype(trt.nptype(engine.get_tensor_dtype(one))) for one in names
+        }
 
     def _new_context(self, data: bytes) -> Any:
         """A context that is lent its memory; RTX's knows what was compiled for this GPU before."""

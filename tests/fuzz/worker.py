@@ -35,6 +35,7 @@ class SeedError(AssertionError):
 def serve(connection: Connection, family_name: str, seeds: Path, folder: Path, time_limit_s: float) -> None:
     """Read the seeds and send "ready"; then for each number received read that case and send its Result, until None."""
     _send_stderr_to(folder / STDERR)
+    os.environ["XDG_CACHE_HOME"] = str(folder.absolute())  # where the key lies that plans are held against
     os.environ["RUST_BACKTRACE"] = "0"  # symbols of a trace would count as memory of a case
     warnings.simplefilter("ignore")  # Pillow warns of damage that it reads past
     bench = Bench(make_family(family_name, seeds), seeds, folder, time_limit_s)

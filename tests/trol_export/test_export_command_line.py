@@ -236,6 +236,7 @@ def test_json_is_one_object_with_the_record_that_the_engine_holds(
         "engine": str(engine),
         "parity": manifest.parity,
         "fp16_range": manifest.fp16_range,
+        "plans": [],
     }
 
 

@@ -203,8 +203,8 @@ def test_what_a_plan_computes_in_is_told_by_role_and_group_of_layers(
     rows = [re.split("  +", line.strip()) for line in out.split("computes in:\n")[1].splitlines()[:3]]
     assert rows == [
         ["target", "key", "role", "attention", "norms"],
-        ["tensorrt", plan.key, "prefill", "fp16 4", "fp32 9"],
         ["tensorrt", plan.key, "decode", "fp16 2", "-"],
+        ["tensorrt", plan.key, "prefill", "fp16 4", "fp32 9"],
     ]
 
 

@@ -655,9 +655,9 @@ def test_a_chat_reads_in_chunks_so_that_ctrl_c_does_not_wait_for_a_whole_prompt(
     chunks: list[int | None] = []
 
     class WatchedTroL(TroL):
-        def __init__(self, bundle: Bundle, threads: int | None = None, prefill_chunk: int | None = None) -> None:
+        def __init__(self, bundle: Bundle, *, prefill_chunk: int | None, **options: Any) -> None:
             chunks.append(prefill_chunk)
-            super().__init__(bundle, threads, prefill_chunk)
+            super().__init__(bundle, prefill_chunk=prefill_chunk, **options)
 
     monkeypatch.setattr("trol_runtime.engine.TroL", WatchedTroL)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))

@@ -617,7 +617,9 @@ def test_logits_that_are_no_numbers_do_not_spoil_what_was_read(model: TroL, conf
     session, backend = watched_session(model)
     prompt = text(config, 9)
     prefill(session, config, prompt)
-    broken = SimpleNamespace(extend=lambda *_: np.full((1, config.decoder.vocab_size), np.nan, np.float32))
+    broken = SimpleNamespace(
+        extend=lambda *_: np.full((1, config.decoder.vocab_size), np.nan, np.float32), new_cache=backend.new_cache
+    )
     session._backend = cast(Backend, broken)
     with pytest.raises(NumericError):
         extend(session, config, [5])

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -127,7 +128,8 @@ class TrainingRun:
 
     def _restore(self, path: Path) -> None:
         try:
-            saved = torch.load(path, weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # what torch thinks of files that are not its own
+                saved = torch.load(path, weights_only=True)
             recipe = _plain(self.training.recipe)
             other = _different(recipe, saved["recipe"])
             if not other:

@@ -13,6 +13,7 @@ from trol_export.checkpoint_check import check_checkpoint
 from trol_export.tiny import packaged
 from trol_runtime.bundle import Bundle
 
+
 @pytest.fixture
 def stand_in(trained_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of random weights in the place of the packaged one, and no way to the hub."""
