@@ -19,29 +19,18 @@ pytestmark = [
 MOST_PLAN_BYTES = 40_000_000  # weights are inputs: what is left is code
 MOST_MEMORY_BYTES = 1_500_000_000
 
-# A process of its own, which receives the graph and builds one plan; its memory is sampled, as tracing takes some, too.
+# A process of its own, which receives the graph and builds one plan.
 BUILD = """
-import json, re, sys, threading
-
-def anonymous_and_shared_kb():
-    text = open("/proc/self/status").read()
-    return sum(int(re.search(rf"{field}:\\s+(\\d+)", text)[1]) for field in ("RssAnon", "RssShmem"))
-
-peak, finished = [0], threading.Event()
-
-def sample():
-    while not finished.wait(0.01):
-        peak[0] = max(peak[0], anonymous_and_shared_kb())
-
+import json, sys
+from sampled_memory import SampledMemory
 from trol_engines.plan_builder import build_plan
 from trol_engines.plan_profile import ShapeRange
 from trol_engines.tensorrt_package import import_tensorrt
 graph_path, ranges = sys.argv[1], json.loads(sys.argv[2])
-threading.Thread(target=sample, daemon=True).start()
-ranges = {name: ShapeRange(*map(tuple, shapes)) for name, shapes in ranges.items()}
-plan = build_plan(import_tensorrt("tensorrt-rtx"), open(graph_path, "rb").read(), ranges)
-finished.set()
-print(json.dumps({"peak_bytes": 1024 * peak[0], "plan_bytes": len(plan.plan), "types": plan.types}))
+with SampledMemory() as memory:
+    ranges = {name: ShapeRange(*map(tuple, shapes)) for name, shapes in ranges.items()}
+    plan = build_plan(import_tensorrt("tensorrt-rtx"), open(graph_path, "rb").read(), ranges)
+print(json.dumps({"peak_bytes": memory.peak_bytes, "plan_bytes": len(plan.plan), "types": plan.types}))
 """
 
 # Another one writes the graph: what tracing needs does not count as the build's.

@@ -19,29 +19,16 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc: Linux only"),
 ]
 
-# A process of its own, whose memory is sampled while it lowers all roles: ru_maxrss would count mapped library pages.
+# A process of its own, whose memory is sampled while it lowers all roles.
 LOWER = """
-import json, re, sys, threading
-
-def anonymous_and_shared_kb():
-    text = open("/proc/self/status").read()
-    return sum(int(re.search(rf"{field}:\\s+(\\d+)", text)[1]) for field in ("RssAnon", "RssShmem"))
-
-peak, finished = [0], threading.Event()
-
-def sample():
-    while not finished.wait(0.01):
-        peak[0] = max(peak[0], anonymous_and_shared_kb())
-
-thread = threading.Thread(target=sample)
-thread.start()
-from emitted_graphs import ROLES, cpu_language, seeded_model, stored_graph
-config, _ = seeded_model(sys.argv[1])
-graphs = {role: stored_graph(config, role, "fp16") for role in ROLES} | {"cpu": cpu_language(config, "fp16")}
-finished.set()
-thread.join()
+import json, sys
+from sampled_memory import SampledMemory
+with SampledMemory() as memory:
+    from emitted_graphs import ROLES, cpu_language, seeded_model, stored_graph
+    config, _ = seeded_model(sys.argv[1])
+    graphs = {role: stored_graph(config, role, "fp16") for role in ROLES} | {"cpu": cpu_language(config, "fp16")}
 print(json.dumps({
-    "peak_bytes": 1024 * peak[0],
+    "peak_bytes": memory.peak_bytes,
     "graph_bytes": {name: graph.ByteSize() for name, graph in graphs.items()},
     "operators": {name: [node.op_type for node in graph.graph.node] for name, graph in graphs.items()},
     "nodes": {name: [node.name for node in graph.graph.node] for name, graph in graphs.items()},
