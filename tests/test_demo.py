@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,10 @@ def test_answers_are_judged_by_the_truth_that_is_printed_beneath(
     assert printed.endswith("\n2 of 3 answers are right.\n")
 
 
-def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_fails_ends_the_demo_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # as `make demo` does
     (tmp_path / "engine.plan").mkdir()  # where the export is to write
     with pytest.raises(SystemExit) as ended:
         DEMO["main"]([str(tmp_path)])
