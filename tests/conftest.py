@@ -157,3 +157,9 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs ../shared/data (real tokenizers and pictures) beside the repository, which is not there")
     return SHARED_DATA
+
+
+@pytest.fixture
+def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache directory for one test: there lies the key that signs plans."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Literal, get_args
 
 from trol_runtime.errors import MissingExtraError, TrolError, UsageError
+from trol_runtime.target_support import MODERN_TENSORRT, OLDEST_RTX
+from trol_runtime.version_numbers import version_numbers
 
 TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[TensorRTTarget, ...] = get_args(TensorRTTarget)
@@ -15,7 +17,7 @@ TARGETS: tuple[TensorRTTarget, ...] = get_args(TensorRTTarget)
 _MODULES: dict[TensorRTTarget, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS: dict[TensorRTTarget, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 # The first whose parser knows Attention, RMSNormalization, RotaryEmbedding and TensorScatter (opset 24).
-_OLDEST: dict[TensorRTTarget, tuple[int, int]] = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}
+_OLDEST: dict[TensorRTTarget, tuple[int, int]] = {"tensorrt": MODERN_TENSORRT, "tensorrt-rtx": OLDEST_RTX}
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,8 @@ def import_tensorrt(target: str) -> TensorRTPackage:
 
 
 def _require_recent(package: TensorRTPackage) -> None:
-    found = tuple(int(part) for part in package.version.split(".")[:2])
     oldest = _OLDEST[package.target]
-    if found < oldest:
+    if version_numbers(package.version) < oldest:
         raise TrolError(
             f"{package.target} {package.version} cannot read the graphs (opset 24), expected "
             f"{'.'.join(map(str, oldest))} or newer: upgrade it"

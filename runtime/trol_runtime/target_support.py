@@ -24,9 +24,9 @@ _GRAPH_PACKAGES = ("onnx", "onnx-ir")
 
 # The first parser that reads Attention, RMSNormalization, RotaryEmbedding and TensorScatter (opset 24), and the oldest
 # that the decomposed graphs of --opset legacy are for, which is JetPack 6's.
-_MODERN_TENSORRT = (10, 15)
+MODERN_TENSORRT = (10, 15)
 _LEGACY_TENSORRT = (10, 3)
-_OLDEST_RTX = (1, 7)
+OLDEST_RTX = (1, 7)
 
 # SMs by architecture. x86-64: tensorrt_rtx.ComputeCapability of 1.7.1. aarch64: DGX Spark alone, since 1.6:
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/release-notes-1/1.6.html
@@ -169,7 +169,7 @@ def _no_tensorrt_rtx(machine: MachineDescription) -> Iterator[TrolError]:
     version = machine.packages.get("tensorrt-rtx")
     if version is None:
         yield MissingExtraError("tensorrt-rtx is missing; run: pip install 'trol-export[rtx]'")
-    elif version_numbers(version) < _OLDEST_RTX:
+    elif version_numbers(version) < OLDEST_RTX:
         yield MissingExtraError(f"tensorrt-rtx {version} is older than 1.7; run: pip install -U 'trol-export[rtx]'")
 
 
@@ -193,7 +193,7 @@ def _where_tensorrt_is(machine: MachineDescription) -> str:
 
 
 def _tensorrt_too_old_for(opset: str, machine: MachineDescription) -> Iterator[TrolError]:
-    if opset == "modern" and _tensorrt(machine) < _MODERN_TENSORRT:
+    if opset == "modern" and _tensorrt(machine) < MODERN_TENSORRT:
         yield UsageError(
             f"TensorRT {machine.tensorrt} does not read the graphs (opset 24), 10.15 and newer do; add --opset legacy"
         )

@@ -25,14 +25,9 @@ from trol_runtime.nvidia_driver import NvidiaDriver
 from trol_runtime.plan_choice import entry_of, graphs_sha256
 
 pytest.importorskip("tensorrt_rtx", reason="plans of the target tensorrt-rtx need the extra rtx")
+pytestmark = pytest.mark.usefixtures("cache_of_its_own")
 
 ROLES = ("decode", "extend", "prefill", "vision")  # as a manifest, whose keys are sorted, has them
-
-
-@pytest.fixture(autouse=True)
-def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the key lies that signs plans."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -15,14 +15,9 @@ from trol_runtime.bundle import Bundle
 from trol_runtime.engine import TroL
 
 pytest.importorskip("tensorrt_rtx", reason="plans of the target tensorrt-rtx need the extra rtx")
+pytestmark = pytest.mark.usefixtures("cache_of_its_own")
 
 TrolExport = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the key lies that signs plans."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -28,14 +28,9 @@ from trol_runtime.gpu_backend import GpuBackend
 from trol_runtime.plan_choice import BuiltFor, graphs_sha256
 from trol_runtime.plan_store import add_plan
 
+pytestmark = pytest.mark.usefixtures("cache_of_its_own")
 VERSION = "1.7.1.116"
 PICTURE = picture(40, 40)
-
-
-@pytest.fixture(autouse=True)
-def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the key lies that signs plans."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
