@@ -12,6 +12,7 @@ FAMILIES = {
     "engine records": "fuzz.engine_records:EngineRecords",
     "engine manifests": "fuzz.engine_manifests:EngineManifests",
     "engine entries": "fuzz.engine_entries:EngineEntries",
+    "engine plans": "fuzz.engine_plans:EnginePlans",
     "engine weights": "fuzz.engine_bytes:EngineWeights",
     "pictures": "fuzz.pictures:Pictures",
     "tokenizer files": "fuzz.tokenizer_files:TokenizerFiles",

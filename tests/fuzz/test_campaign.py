@@ -20,7 +20,7 @@ from fuzz.campaign import run_family
 from fuzz.case import ALLOWED, Outcome, Result, read_case
 from fuzz.families import FAMILIES, make_family
 from fuzz.planted import LIMIT_S, MISDEEDS, Planted
-from fuzz.seeds import checkpoint_path, engine_path, write_small_seed
+from fuzz.seeds import checkpoint_path, engine_path, write_small_seeds
 
 # What runs in some seconds each. Of engine bytes, the listed cases come first: a cut at every byte of manifest and
 # directory, then a flipped bit in every byte of every header.
@@ -29,6 +29,7 @@ FIRST_CASES = {
     "engine records": 300,
     "engine manifests": 150,
     "engine entries": 60,
+    "engine plans": 9900,
     "engine weights": 150,
     "pictures": 600,
     "tokenizer files": 200,
@@ -49,7 +50,7 @@ def seeds(run_folder: Path, micro_engine: EngineOf, micro_checkpoint: Callable[[
         for arch in archs:
             checkpoint_path(folder, arch).symlink_to(micro_checkpoint(arch))
             engine_path(folder, arch).symlink_to(micro_engine(arch))
-        write_small_seed(folder)
+        write_small_seeds(folder)
 
     return made_once(run_folder / "fuzz-seeds", link)
 
