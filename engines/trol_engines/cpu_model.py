@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir import convenience
 
 from trol_runtime.cache_names import PAST, PAST_SECOND_PASS, PRESENT, PRESENT_SECOND_PASS
-from trol_runtime.cpu_backend import ROLE_INPUT, ROLE_NUMBER
+from trol_runtime.ort_backend import ROLE_INPUT, ROLE_NUMBER
 
 # The order in which roles are asked for: decode runs most often, so it lies behind one `If` and not behind two.
 ORDER = ("decode", "prefill", "extend")

@@ -50,7 +50,8 @@ def onnxruntime_conflict(packages: Mapping[str, str | None]) -> str | None:
         return None
     return (
         f"onnxruntime {packages['onnxruntime']} and onnxruntime-gpu {packages['onnxruntime-gpu']} overwrite "
-        "each other's module; run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'trol-export[cpu]'"
+        "each other's module; run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'trol-export[cpu]', or "
+        "'trol-export[gpu]' for the backend cuda"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trol_runtime.errors import LimitError
-from trol_runtime.manifest import DTYPE_BYTES, Manifest
+from trol_runtime.manifest import DTYPE_BYTES, Manifest, TensorEntry
 from trol_runtime.system_memory import memory_available_bytes
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB")
@@ -34,13 +34,17 @@ def memory_need(manifest: Manifest, *, both_passes: bool = False) -> MemoryNeed:
 
     both_passes: sessions hold what both passes over a prompt computed: kept prefixes, and prompts read in chunks
     """
-    table = manifest.model.token_table
-    widened = [t for name, t in manifest.tensors.items() if name != table and DTYPE_BYTES[t.stored] < 4]
     return MemoryNeed(
         mapped=sum(tensor.nbytes for tensor in manifest.tensors.values()),
-        anonymous=sum(4 * tensor.nbytes // DTYPE_BYTES[tensor.stored] for tensor in widened),
+        anonymous=sum(4 * tensor.nbytes // DTYPE_BYTES[tensor.stored] for tensor in _widened(manifest)),
         kv_per_token=(2 if both_passes else 1) * manifest.model.kv_bytes_per_token(),
     )
+
+
+def fp32_weight_bytes(manifest: Manifest) -> int:
+    """Bytes of the weights where each is held in the type it computes in: all of MemoryNeed's, those widened once."""
+    need = memory_need(manifest)
+    return need.mapped - sum(tensor.nbytes for tensor in _widened(manifest)) + need.anonymous
 
 
 def require_memory(manifest: Manifest) -> None:
@@ -51,6 +55,12 @@ def require_memory(manifest: Manifest) -> None:
             f"the engine needs {need}, {readable(available)} are available; free memory, use a smaller model, "
             "or export it with --precision fp32, whose weights stay in the file"
         )
+
+
+def _widened(manifest: Manifest) -> list[TensorEntry]:
+    """Weights that become fp32; of the token table only the rows that are looked up do."""
+    table = manifest.model.token_table
+    return [tensor for name, tensor in manifest.tensors.items() if name != table and DTYPE_BYTES[tensor.stored] < 4]
 
 
 def readable(count: int) -> str:

@@ -68,7 +68,7 @@ class Cache(Protocol):
 
 
 class Backend(Protocol):
-    """What runs the graphs, in caches of its own kind; `trol_runtime.cpu_backend` says the shapes."""
+    """What runs the graphs, in caches of its own kind; `trol_runtime.ort_backend` says the shapes."""
 
     def new_cache(self, keeps_second_pass: bool) -> Any: ...
 

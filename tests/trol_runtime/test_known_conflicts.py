@@ -113,7 +113,8 @@ def test_two_onnxruntimes_beside_each_other_are_found() -> None:
     assert names(machine) == [ONNXRUNTIMES]
     assert the(ONNXRUNTIMES, machine).advice == (
         "onnxruntime 1.31.1 and onnxruntime-gpu 1.30.0 overwrite each other's module; "
-        "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'trol-export[cpu]'"
+        "run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'trol-export[cpu]', or 'trol-export[gpu]' "
+        "for the backend cuda"
     )
     assert the(ONNXRUNTIMES, machine).stops("cpu")
     assert the(ONNXRUNTIMES, machine).stops("cuda")
