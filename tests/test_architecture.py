@@ -31,6 +31,14 @@ ARROWS = {
     "trol_benchmarks": {"trol_runtime"},
     "trol_runtime": set(),
 }
+# Of trol_export, what `--add-target` imports: with trol_engines and the runtime all that a JetPack 6 runs.
+ADD_TARGET = {f"trol_export.{name}" for name in ("export_command_line", "needed", "progress")}
+SINCE_PYTHON_3_11 = {
+    *("tomllib", "wsgiref.types", "asyncio.TaskGroup", "asyncio.timeout", "contextlib.chdir", "datetime.UTC"),
+    *("enum.StrEnum", "enum.verify", "hashlib.file_digest", "itertools.batched", "logging.getLevelNamesMapping"),
+    *(f"typing.{name}" for name in ("Self", "Never", "LiteralString", "Required", "NotRequired", "Unpack", "override")),
+    *(f"typing.{name}" for name in ("TypeVarTuple", "assert_never", "assert_type", "reveal_type", "get_overloads")),
+}
 # Base dependencies and the backends: all that a device has.
 RUNTIME_MAY_IMPORT = {"numpy", "PIL", "tokenizers", "onnxruntime", "cuda"}
 
@@ -79,6 +87,23 @@ def test_imports_follow_the_arrows(module: str) -> None:
 def test_the_runtime_imports_nothing_that_a_device_lacks(module: str) -> None:
     foreign = top_level(imported_modules(TREES[module])) - sys.stdlib_module_names - {"trol_runtime"}
     assert foreign <= RUNTIME_MAY_IMPORT
+
+
+@pytest.mark.parametrize(
+    "module",
+    [module for module in FILES if module.startswith(("trol_runtime", "trol_engines")) or module in ADD_TARGET],
+)
+def test_what_builds_and_runs_on_jetpack_6_is_written_for_python_3_10(module: str) -> None:
+    ast.parse(FILES[module].read_text(encoding="utf-8"), feature_version=(3, 10))
+    assert not set(imported_modules(TREES[module])) & SINCE_PYTHON_3_11
+
+
+def test_adding_a_target_imports_no_more_of_the_exporter_than_is_written_for_python_3_10() -> None:
+    command = TREES["trol_export.export_command_line"]
+    added = [node for node in ast.walk(command) if isinstance(node, ast.FunctionDef) and "_add" in node.name]
+    assert {node.name for node in added} == {"_add_target", "_added"}
+    at_once = set(imported_at_once(command)) | {name for node in added for name in imported_modules(node)}
+    assert {name for name in at_once & FILES.keys() if name.startswith("trol_export.")} <= ADD_TARGET
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

@@ -227,6 +227,17 @@ def _gelu(legacy: _Legacy, node: ir.Node) -> None:
     legacy.replace(node, make)
 
 
+def _cum_sum(legacy: _Legacy, node: ir.Node) -> None:
+    """Of counts, in fp32: before TensorRT 10.8 the parser sums floats alone, which are exact up to 2^24."""
+    counts, axis = _inputs(node)
+    dtype = _dtype(counts)
+
+    def make() -> ir.Value:
+        return legacy.cast(legacy.node("CumSum", legacy.cast(counts, ir.DataType.FLOAT), axis), dtype)
+
+    legacy.replace(node, make)
+
+
 def _split(legacy: _Legacy, node: ir.Node) -> None:
     """Before opset 18 the number of equal parts is that of the outputs."""
     del legacy
@@ -238,6 +249,7 @@ _REWRITES: dict[str, Callable[[_Legacy, ir.Node], None]] = {
     "RotaryEmbedding": _rotary_embedding,
     "Attention": _attention,
     "Gelu": _gelu,
+    "CumSum": _cum_sum,
     "Split": _split,
 }
 

@@ -1,4 +1,5 @@
-"""The graph of a TensorRT plan: a role's stored graph with a constant cache length, its weights as inputs if so asked.
+"""The graph of a TensorRT plan: a role's stored graph with a constant cache length, in the form that TensorRT reads,
+its weights as inputs if so asked.
 
 Weights as inputs of several plans lie on the device once; inside plans each of them holds a copy of its own.
 """
@@ -10,7 +11,18 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir as ir
 
+from trol_engines.legacy_graph import to_legacy
 from trol_runtime.axis_names import CACHE
+from trol_runtime.manifest import GraphValue, Opset
+
+
+def plan_graph(stored: bytes, cache_length: int, opset: Opset) -> ir.Model:
+    """What a plan is built from: graphs/ROLE.onnx in one of its forms, weights still as references."""
+    model = read_graph(stored)
+    if opset == "legacy":
+        model = to_legacy(model)
+    fix_cache_length(model, cache_length)
+    return model
 
 
 def read_graph(stored: bytes) -> ir.Model:
@@ -31,6 +43,18 @@ def fix_cache_length(model: ir.Model, length: int) -> None:
     for value in _values(model.graph):
         if value.shape is not None:
             value.shape = ir.Shape([length if _is_axis(size, CACHE) else size for size in value.shape])
+
+
+def input_values(model: ir.Model) -> tuple[GraphValue, ...]:
+    """The inputs as a manifest has them; those of a legacy graph are not the stored one's."""
+    return tuple(
+        GraphValue(
+            str(value.name),
+            value.dtype.numpy().name if value.dtype else "",
+            tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ()),
+        )
+        for value in model.graph.inputs
+    )
 
 
 def weights_to_inputs(model: ir.Model) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from trol_runtime.axis_names import BATCH, CACHE, CROPS, IMAGE_TOKENS, SEQ
+from trol_runtime.axis_names import BATCH, CROPS, IMAGE_TOKENS, SEQ
 from trol_runtime.manifest import GraphValue, Limits
 from trol_runtime.model_config import ModelConfig
 
@@ -53,15 +53,14 @@ def most_crops(config: ModelConfig) -> int:
     return 1 if config.vision.kind == "clip" else config.vision.max_tiles + 1
 
 
-def shape_ranges(inputs: Iterable[GraphValue], axes: dict[str, Range], cache_length: int) -> dict[str, ShapeRange]:
-    """The shapes of every input that has a symbolic axis in the plan's graph, whose caches have `cache_length` tokens.
+def shape_ranges(inputs: Iterable[GraphValue], axes: dict[str, Range]) -> dict[str, ShapeRange]:
+    """The shapes of every input that has a symbolic axis.
 
-    inputs: of the stored graph. Raises KeyError for an axis without a range.
+    inputs: of the plan's graph, whose caches have their length. Raises KeyError for an axis without a range.
     """
     ranges = {}
     for value in inputs:
-        shape = [cache_length if size == CACHE else size for size in value.shape]
-        if any(isinstance(size, str) for size in shape):
-            sizes = [axes[size] if isinstance(size, str) else Range(size, size, size) for size in shape]
+        if any(isinstance(size, str) for size in value.shape):
+            sizes = [axes[size] if isinstance(size, str) else Range(size, size, size) for size in value.shape]
             ranges[value.name] = ShapeRange(*(tuple(one) for one in zip(*sizes, strict=True)))
     return ranges

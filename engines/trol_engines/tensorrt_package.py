@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Literal, get_args
 
 from trol_runtime.errors import MissingExtraError, TrolError, UsageError
-from trol_runtime.target_support import MODERN_TENSORRT, OLDEST_RTX
+from trol_runtime.target_support import OLDEST_RTX, OLDEST_TENSORRT
 from trol_runtime.version_numbers import version_numbers
 
 TensorRTTarget = Literal["tensorrt", "tensorrt-rtx"]
@@ -16,8 +16,7 @@ TARGETS: tuple[TensorRTTarget, ...] = get_args(TensorRTTarget)
 
 _MODULES: dict[TensorRTTarget, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS: dict[TensorRTTarget, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-# The first whose parser knows Attention, RMSNormalization, RotaryEmbedding and TensorScatter (opset 24).
-_OLDEST: dict[TensorRTTarget, tuple[int, int]] = {"tensorrt": MODERN_TENSORRT, "tensorrt-rtx": OLDEST_RTX}
+_OLDEST: dict[TensorRTTarget, tuple[int, int]] = {"tensorrt": OLDEST_TENSORRT, "tensorrt-rtx": OLDEST_RTX}
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class TensorRTPackage:
     @property
     def plugins(self) -> bool:
         return self.target == "tensorrt"
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether plans can be built with weights inside that do not lie in the graph: since TensorRT 10.13."""
+        return hasattr(self.trt.OnnxParser, "load_initializer")
 
 
 def import_tensorrt(target: str) -> TensorRTPackage:
@@ -66,6 +70,6 @@ def _require_recent(package: TensorRTPackage) -> None:
     oldest = _OLDEST[package.target]
     if version_numbers(package.version) < oldest:
         raise TrolError(
-            f"{package.target} {package.version} cannot read the graphs (opset 24), expected "
+            f"{package.target} {package.version} cannot read the graphs in any of their forms, expected "
             f"{'.'.join(map(str, oldest))} or newer: upgrade it"
         )

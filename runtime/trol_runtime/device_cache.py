@@ -131,38 +131,38 @@ class DeviceCache:
 
     def move(self, sources: Sequence[int], begin: Sequence[int], end: Sequence[int]) -> None:
         """Overwrite positions begin[r] to end[r] of every row r with those of row sources[r], all rows at once."""
-        first, rows = self._whole()
         moved = [row for row, source in enumerate(sources) if row != source and end[row] > begin[row]]
         aside = [self._aside(end[row] - begin[row]) for row in moved]
         for row, tail in zip(moved, aside, strict=True):
-            self._device.copy_box(tail, self._positions(first, rows, sources[row], begin[row], end[row]))
+            self._device.copy_box(tail, self.positions(self.first_pass, sources[row], begin[row], end[row]))
         for row, tail in zip(moved, aside, strict=True):
-            self._device.copy_box(self._positions(first, rows, row, begin[row], end[row]), tail)
+            self._device.copy_box(self.positions(self.first_pass, row, begin[row], end[row]), tail)
+
+    def positions(self, buffers: Sequence[DeviceBuffer], row: int, begin: int, end: int) -> Box:
+        """Positions begin to end of a row in all of `first_pass` or `second_pass`."""
+        pitch = self._max_tokens * self.token_bytes
+        return Box(
+            address=buffers[0].address + row * self._row_bytes + begin * self.token_bytes,
+            width=(end - begin) * self.token_bytes,
+            height=self._decoder.kv_heads,
+            depth=len(buffers),
+            pitch=pitch,
+            lines=(buffers[1].address - buffers[0].address) // pitch,
+        )
 
     @property
-    def _token_bytes(self) -> int:
+    def token_bytes(self) -> int:
         """Of one head of one layer's keys."""
         return self._decoder.head_dim * self._dtype.itemsize
 
     @property
     def _row_bytes(self) -> int:
         """Of one layer's keys."""
-        return self._decoder.kv_heads * self._max_tokens * self._token_bytes
-
-    def _positions(self, block: DeviceMemory, rows: int, row: int, begin: int, end: int) -> Box:
-        """Positions begin to end of a row, over all heads and layers."""
-        return Box(
-            address=block.address + row * self._row_bytes + begin * self._token_bytes,
-            width=(end - begin) * self._token_bytes,
-            height=self._decoder.kv_heads,
-            depth=2 * self._decoder.layers,
-            pitch=self._max_tokens * self._token_bytes,
-            lines=rows * self._decoder.kv_heads,
-        )
+        return self._decoder.kv_heads * self._max_tokens * self.token_bytes
 
     def _aside(self, tokens: int) -> Box:
         """Room for so many positions of a row, close together. Its memory is reused once the stream is past it."""
-        width, height, depth = tokens * self._token_bytes, self._decoder.kv_heads, 2 * self._decoder.layers
+        width, height, depth = tokens * self.token_bytes, self._decoder.kv_heads, 2 * self._decoder.layers
         memory = self._device.allocate(width * height * depth, _WHAT)
         return Box(memory.address, width, height, depth, pitch=width, lines=height, memory=memory)
 

@@ -20,6 +20,9 @@ FORMAT_VERSION = 1
 
 _MOST_LEVELS = 32
 
+# The form of a plan's graphs: as they are stored, or in opset 17 for TensorRT before 10.15 (see docs/format.md).
+Opset = Literal["modern", "legacy"]
+
 # Bytes per value of the dtypes safetensors names.
 DTYPE_BYTES: Mapping[str, int] = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
@@ -81,6 +84,7 @@ class PlanEntry:
     limits: what the plan was built for, None for what the manifest says.
     weights: "shared" for a plan that takes them as inputs, from the arena; "embedded" for one with its own copy.
     mixer: what it was built as, "plugin" or "function".
+    opset: "modern" for a plan that writes caches in place, "legacy" for one that gives new keys and values as rows.
     computes: per role and group of layers the types it computes in, read from what was built; empty where unknown.
     graphs: SHA-256 of the graphs the plan was built from.
     signature: of whoever built the plan, see plan_signature.
@@ -97,6 +101,7 @@ class PlanEntry:
     limits: Limits | None = None
     weights: str | None = None
     mixer: str | None = None
+    opset: Opset = "modern"
     computes: dict[str, dict[str, str]] = field(default_factory=dict)
     graphs: str | None = None
     signature: str | None = None

@@ -17,7 +17,7 @@ from typing import Literal
 
 from trol_runtime.bundle import PLANS_FOLDER
 from trol_runtime.errors import EngineFileError
-from trol_runtime.manifest import Limits, Manifest, PlanEntry
+from trol_runtime.manifest import Limits, Manifest, Opset, PlanEntry
 from trol_runtime.one_line import one_line
 
 _DIGEST_DIGITS = 8  # tells plans of one version, GPU and precision apart
@@ -40,6 +40,7 @@ class BuiltFor:
     weights: Literal["shared", "embedded"]
     mixer: Literal["plugin", "function"]
     graphs: str
+    opset: Opset = "modern"
 
     @property
     def key(self) -> str:
@@ -69,6 +70,7 @@ class BuiltFor:
             limits=self.limits,
             weights=self.weights,
             mixer=self.mixer,
+            opset=self.opset,
             computes={role: dict(groups) for role, groups in (computes or {}).items()},
             graphs=self.graphs,
         )

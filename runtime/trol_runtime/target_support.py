@@ -11,11 +11,12 @@ from trol_runtime.errors import MissingExtraError, TrolError, UsageError
 from trol_runtime.installed_packages import EXPORT_PACKAGES
 from trol_runtime.known_conflicts import known_conflicts, plan_of_another_jetpack
 from trol_runtime.machine import MachineDescription
-from trol_runtime.manifest import PlanEntry
+from trol_runtime.manifest import Opset, PlanEntry
 from trol_runtime.version_numbers import version_numbers
 
-BUILD_TARGETS = ("cpu", "tensorrt-rtx", "tensorrt")
-RUN_TARGETS = ("cpu", "cuda", "tensorrt-rtx", "tensorrt")
+PLAN_TARGETS = ("tensorrt-rtx", "tensorrt")  # those with plans of TensorRT
+BUILD_TARGETS = ("cpu", *PLAN_TARGETS)
+RUN_TARGETS = ("cpu", "cuda", *PLAN_TARGETS)
 
 # The oldest Python that exports and for which onnxruntime has wheels.
 _EXPORT_PYTHON = (3, 11)
@@ -23,9 +24,9 @@ _EXPORT_PYTHON = (3, 11)
 _GRAPH_PACKAGES = ("onnx", "onnx-ir")
 
 # The first parser that reads Attention, RMSNormalization, RotaryEmbedding and TensorScatter (opset 24), and the oldest
-# that the decomposed graphs of --opset legacy are for, which is JetPack 6's.
-MODERN_TENSORRT = (10, 15)
-_LEGACY_TENSORRT = (10, 3)
+# for which graphs are written out in opset 17, which is JetPack 6's.
+_MODERN_TENSORRT = (10, 15)
+OLDEST_TENSORRT = (10, 3)
 OLDEST_RTX = (1, 7)
 
 # SMs by architecture. x86-64: tensorrt_rtx.ComputeCapability of 1.7.1. aarch64: DGX Spark alone, since 1.6:
@@ -33,12 +34,17 @@ OLDEST_RTX = (1, 7)
 _RTX_SMS = {"x86_64": ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"), "aarch64": ("12.1",)}
 
 
+def opset_for(target: str, version: str) -> Opset:
+    """The form in which a target's plans are built unless one is asked for: the newest that its library reads."""
+    return "legacy" if target == "tensorrt" and version_numbers(version) < _MODERN_TENSORRT else "modern"
+
+
 def require_buildable(
-    target: str, machine: MachineDescription, *, precision: str = "fp16", opset: str = "modern"
+    target: str, machine: MachineDescription, *, precision: str = "fp16", opset: Opset | None = None
 ) -> None:
     """Raise what keeps this machine from building a target of BUILD_TARGETS: a TrolError in one line.
 
-    opset: "modern" or "legacy", in which form the graphs come
+    opset: the form of plans that is asked for; None: `opset_for`
     """
     _raise_first(_build_obstacles(target, machine, precision, opset))
 
@@ -49,18 +55,13 @@ def require_runnable(target: str, machine: MachineDescription, plan: PlanEntry |
 
 
 def build_answers(machine: MachineDescription) -> dict[str, str]:
-    """By target: "yes", "yes, with --opset legacy", or what to do before it can be built here."""
-    return {target: _build_answer(target, machine) for target in BUILD_TARGETS}
+    """By target: "yes", or what to do before it can be built here."""
+    return {target: _answer(_build_obstacles(target, machine, "fp16", None)) for target in BUILD_TARGETS}
 
 
 def run_answers(machine: MachineDescription) -> dict[str, str]:
     """By target: "yes", or what to do before it runs here."""
     return {target: _answer(_run_obstacles(target, machine, None)) for target in RUN_TARGETS}
-
-
-def _build_answer(target: str, machine: MachineDescription) -> str:
-    modern, legacy = (_answer(_build_obstacles(target, machine, "fp16", opset)) for opset in ("modern", "legacy"))
-    return f"{legacy}, with --opset legacy" if legacy == "yes" != modern else modern
 
 
 def _answer(obstacles: Iterator[TrolError]) -> str:
@@ -73,7 +74,9 @@ def _raise_first(obstacles: Iterator[TrolError]) -> None:
         raise obstacle
 
 
-def _build_obstacles(target: str, machine: MachineDescription, precision: str, opset: str) -> Iterator[TrolError]:
+def _build_obstacles(
+    target: str, machine: MachineDescription, precision: str, opset: Opset | None
+) -> Iterator[TrolError]:
     """Those that cannot be mended come first."""
     if target == "cpu":
         yield from _too_old_a_python("exporting", machine)
@@ -102,6 +105,7 @@ def _run_obstacles(target: str, machine: MachineDescription, plan: PlanEntry | N
         yield from _no_onnxruntime(machine)
     elif target == "cuda":
         yield from _no_onnxruntime_gpu(machine)
+        yield from _no_cuda_bindings(machine)
     elif target == "tensorrt-rtx":
         yield from _not_an_rtx_gpu(machine)
         yield from _no_tensorrt_rtx(machine)
@@ -162,6 +166,12 @@ def _no_onnxruntime_gpu(machine: MachineDescription) -> Iterator[TrolError]:
             "onnxruntime-gpu is missing, and the package index has none for aarch64; install one built for this "
             "system, or take the target tensorrt"
         )
+    yield from _too_old_a_python("onnxruntime-gpu", machine)
+    if machine.packages.get("onnxruntime"):
+        yield MissingExtraError(
+            f"onnxruntime-gpu is missing, and onnxruntime {machine.packages['onnxruntime']} is where it would be; run: "
+            "pip uninstall -y onnxruntime && pip install 'trol-export[gpu]'"
+        )
     yield MissingExtraError("onnxruntime-gpu is missing; run: pip install 'trol-export[gpu]'")
 
 
@@ -176,7 +186,7 @@ def _no_tensorrt_rtx(machine: MachineDescription) -> Iterator[TrolError]:
 def _no_full_tensorrt(machine: MachineDescription) -> Iterator[TrolError]:
     if machine.packages.get("tensorrt") is None:
         yield MissingExtraError(_where_tensorrt_is(machine))
-    if _tensorrt(machine) < _LEGACY_TENSORRT:
+    if version_numbers(machine.tensorrt or "") < OLDEST_TENSORRT:
         remedy = "update JetPack" if machine.jetson else "run: pip install -U 'trol-export[tensorrt]'"
         yield TrolError(f"TensorRT {machine.tensorrt} is older than 10.3, the oldest with which engines run; {remedy}")
 
@@ -192,15 +202,12 @@ def _where_tensorrt_is(machine: MachineDescription) -> str:
     )
 
 
-def _tensorrt_too_old_for(opset: str, machine: MachineDescription) -> Iterator[TrolError]:
-    if opset == "modern" and _tensorrt(machine) < MODERN_TENSORRT:
+def _tensorrt_too_old_for(opset: Opset | None, machine: MachineDescription) -> Iterator[TrolError]:
+    if opset == "modern" and opset_for("tensorrt", machine.tensorrt or "") == "legacy":
         yield UsageError(
-            f"TensorRT {machine.tensorrt} does not read the graphs (opset 24), 10.15 and newer do; add --opset legacy"
+            f"TensorRT {machine.tensorrt} does not read modern graphs (opset 24), 10.15 and newer do; leave out "
+            "--opset modern"
         )
-
-
-def _tensorrt(machine: MachineDescription) -> tuple[int, ...]:
-    return version_numbers(machine.tensorrt or "")
 
 
 def _no_graph_packages(machine: MachineDescription) -> Iterator[TrolError]:
@@ -214,7 +221,7 @@ def _no_cuda_bindings(machine: MachineDescription) -> Iterator[TrolError]:
     """
     cuda = None if machine.nvidia is None else machine.nvidia.cuda
     package = "cuda-bindings" if cuda is None else f"'cuda-bindings=={version_numbers(cuda)[0]}.*'"
-    yield from _missing("running plans", ("cuda-bindings",), f"pip install {package}", machine)
+    yield from _missing("running on a GPU", ("cuda-bindings",), f"pip install {package}", machine)
 
 
 def _too_old_a_python(what: str, machine: MachineDescription) -> Iterator[TrolError]:

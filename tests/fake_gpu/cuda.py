@@ -52,6 +52,11 @@ class FakeRuntime:
             raise Fault(f"stream {stream} does not exist")
         (self._queue if self._capture is None else self._capture).append(work)
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was asked of the stream that is not done."""
+        return bool(self._queue)
+
     # What the backend calls, in the order of CUDA's reference manual.
 
     def cudaStreamCreate(self) -> tuple[Any, int]:

@@ -1,22 +1,26 @@
-"""An engine file on the fake GPU: the plans that its graphs would become, its weights on the device, its backend."""
+"""An engine file on the fake GPU: the plans that its graphs would become, its weights on the device, its backends."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import pytest
 
 from fake_gpu.cuda import FakeRuntime
 from fake_gpu.memory import POISON
+from fake_gpu.onnxruntime import FakeOnnxRuntime
 from fake_gpu.tensorrt import FakeTensorRT, fake_plan
-from trol_engines.plan_graph import as_bytes, fix_cache_length, read_graph, weights_to_inputs
+from trol_engines.plan_graph import as_bytes, input_values, plan_graph, weights_to_inputs
 from trol_engines.plan_profile import axis_ranges, shape_ranges
-from trol_runtime import cuda_device
+from trol_runtime import cuda_backend, cuda_device
 from trol_runtime.bundle import Bundle
+from trol_runtime.cuda_backend import CudaBackend
 from trol_runtime.cuda_device import CudaDevice
 from trol_runtime.device_arena import DeviceArena
 from trol_runtime.engine import TroL
 from trol_runtime.gpu_backend import GpuBackend
+from trol_runtime.manifest import Opset
 from trol_runtime.tensorrt_plan import load_plans
 
 
@@ -25,33 +29,46 @@ class FakeGpu(NamedTuple):
 
     cuda: FakeRuntime
     device: CudaDevice
-    backend: GpuBackend
+    backend: GpuBackend | CudaBackend
 
 
-def plans_of(bundle: Bundle) -> dict[str, bytes]:
+def plans_of(bundle: Bundle, opset: Opset = "modern") -> dict[str, bytes]:
     """A fake plan for every role, of the graph that a build would read."""
     manifest = bundle.manifest
     plans = {}
     for role, entry in manifest.graphs.items():
-        graph = read_graph(bundle.read(entry.entry))
-        fix_cache_length(graph, manifest.limits.max_seq)
+        graph = plan_graph(bundle.read(entry.entry), manifest.limits.max_seq, opset)
         weights_to_inputs(graph)
         axes = axis_ranges(role, manifest.model, manifest.limits)
-        plans[role] = fake_plan(as_bytes(graph), shape_ranges(entry.inputs, axes, manifest.limits.max_seq))
+        plans[role] = fake_plan(as_bytes(graph), shape_ranges(input_values(graph), axes))
     return plans
 
 
 def put_on_fake_gpu(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, total_bytes: int = 1 << 40, plans: dict[str, bytes] | None = None
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, opset: Opset = "modern", plans: dict[str, bytes] | None = None
 ) -> FakeGpu:
-    """Load an engine file as the backend would, onto a device with so much memory."""
-    cuda = FakeRuntime(total_bytes)
+    """Load an engine file as the backend would, its plans in one of their forms."""
+    cuda = FakeRuntime()
     monkeypatch.setattr(cuda_device, "cuda_runtime", lambda: cuda)
     monkeypatch.setattr(CudaDevice, "take_back", _poisoning)
     device = CudaDevice()
     trt: Any = FakeTensorRT(cuda)
-    loaded = load_plans(trt, plans or plans_of(bundle), device, DeviceArena(bundle, device))
-    return FakeGpu(cuda, device, GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits))
+    loaded = load_plans(trt, plans or plans_of(bundle, opset), device, DeviceArena(bundle, device))
+    return FakeGpu(cuda, device, GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits, opset))
+
+
+def put_on_fake_cuda(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, total_bytes: int = 1 << 40, **provider: Any
+) -> FakeGpu:
+    """Load an engine file as the backend `cuda` would. provider: options of FakeOnnxRuntime."""
+    cuda = FakeRuntime(total_bytes)
+    monkeypatch.setattr(CudaDevice, "take_back", _poisoning)
+    with monkeypatch.context() as loading:  # and no longer: the CPU's backend takes onnxruntime as it is
+        loading.setattr(cuda_device, "cuda_runtime", lambda: cuda)
+        loading.setattr(cuda_backend, "CDLL", lambda library: None)
+        loading.setitem(sys.modules, "onnxruntime", FakeOnnxRuntime(cuda, **provider))
+        backend = CudaBackend(bundle)
+    return FakeGpu(cuda, backend._device, backend)
 
 
 _take_back = CudaDevice.take_back

@@ -101,6 +101,12 @@ class FakeEngine:
             return [static, static, static]
         return self.ranges[name]
 
+    def _updated_cache(self, output: str) -> str | None:
+        """The input that an output is the further state of; new rows by themselves are shorter than any."""
+        kind, _, place = output.partition(".")
+        cache = self.inputs.get(f"{_IN_PLACE.get(kind)}.{place}")
+        return cache.name if cache is not None and cache.shape == self.outputs[output].shape else None
+
     def create_runtime_config(self) -> FakeRuntimeConfig:
         return FakeRuntimeConfig()
 
@@ -182,8 +188,8 @@ class FakeContext:
             raise Fault("a run without memory for activations")
         engine.cuda.memory.view(*self._activations)
         for output in engine.outputs:
-            kind, _, place = output.partition(".")
-            if kind in _IN_PLACE and self._addresses[output] != self._addresses[f"{_IN_PLACE[kind]}.{place}"]:
+            cache = engine._updated_cache(output)
+            if cache is not None and self._addresses[output] != self._addresses[cache]:
                 raise Fault(f"{output} is not at the address of the cache it writes (IKVCacheUpdateLayer)")
         shapes, addresses = dict(self._shapes), dict(self._addresses)
         engine.cuda.put(lambda: self._run(shapes, addresses), stream_handle)

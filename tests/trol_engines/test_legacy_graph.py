@@ -99,6 +99,16 @@ def test_opset_17_suffices(config: ModelConfig, role: Role) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
+@pytest.mark.parametrize("role", ["prefill", "extend"])
+def test_image_tokens_are_counted_in_a_type_that_tensorrt_10_3_sums(config: ModelConfig, role: Role) -> None:
+    """FP32, FP16 or BF16 (onnx-tensorrt 10.1, docs/operators.md); the place of an image token stays an integer."""
+    graph = read_graph(legacy(config, role).SerializeToString()).graph
+    (summed,) = (node for node in graph if node.op_type == "CumSum")
+    assert [value.producer().attributes["to"].as_int() for value in summed.inputs[:1]] == [TensorProto.FLOAT]  # type: ignore[union-attr]
+    (counted,) = (node for node, _ in summed.outputs[0].uses())
+    assert (counted.op_type, counted.attributes["to"].as_int()) == ("Cast", TensorProto.INT64)
+
+
 def test_a_prompt_comes_out_with_its_keys_and_values_as_rows(config: ModelConfig, precision: str, run: Run) -> None:
     tokens = PROMPT.shape[1]
     feeds = prompt(config, precision, 0, tokens)

@@ -17,13 +17,13 @@ from onnx import TensorProto, helper
 from emitted_graphs import ReadArray, seeded_model, stored_graph
 from trol_engines import plan_builder
 from trol_engines.plan_builder import BuiltPlan, build_plan
-from trol_engines.plan_graph import as_bytes, external_weights, fix_cache_length, read_graph, weights_to_inputs
+from trol_engines.plan_graph import as_bytes, external_weights, input_values, plan_graph, weights_to_inputs
 from trol_engines.plan_profile import axis_ranges, shape_ranges
 from trol_engines.tensorrt_package import TensorRTPackage, import_tensorrt
 from trol_export.graph_build import ROLES
 from trol_graphs.graph_io import Role
 from trol_runtime.errors import TrolError
-from trol_runtime.manifest import GraphValue, Limits
+from trol_runtime.manifest import Limits, Opset
 from trol_runtime.model_config import ModelConfig
 
 pytest.importorskip("tensorrt_rtx", reason="plans of the target tensorrt-rtx need the extra rtx")
@@ -41,29 +41,23 @@ def model(request: pytest.FixtureRequest) -> tuple[ModelConfig, ReadArray]:
     return seeded_model(request.param)
 
 
-def plan_inputs(config: ModelConfig, role: Role) -> ir.Model:
-    graph = read_graph(stored_graph(config, role, "fp16").SerializeToString())
-    fix_cache_length(graph, LIMITS.max_seq)
-    return graph
+def plan_inputs(config: ModelConfig, role: Role, opset: Opset = "modern") -> ir.Model:
+    return plan_graph(stored_graph(config, role, "fp16").SerializeToString(), LIMITS.max_seq, opset)
 
 
 def ranges_of(graph: ir.Model, config: ModelConfig, role: Role) -> Mapping[str, Any]:
-    inputs = [
-        GraphValue(
-            str(value.name), "", tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape or ())
-        )
-        for value in graph.graph.inputs
-    ]
-    return shape_ranges(inputs, axis_ranges(role, config, LIMITS), LIMITS.max_seq)
+    return shape_ranges(input_values(graph), axis_ranges(role, config, LIMITS))
 
 
 def bytes_of(read: ReadArray, names: list[str]) -> dict[str, NDArray[np.uint8]]:
     return {name: np.ascontiguousarray(read(name).astype(np.float16)).reshape(-1).view(np.uint8) for name in names}
 
 
-def built(package: TensorRTPackage, model: tuple[ModelConfig, ReadArray], role: Role, shared: bool) -> BuiltPlan:
+def built(
+    package: TensorRTPackage, model: tuple[ModelConfig, ReadArray], role: Role, shared: bool, opset: Opset = "modern"
+) -> BuiltPlan:
     config, read = model
-    graph = plan_inputs(config, role)
+    graph = plan_inputs(config, role, opset)
     weights = None if shared else bytes_of(read, external_weights(graph))
     if shared:
         weights_to_inputs(graph)
@@ -78,6 +72,17 @@ def test_every_role_is_built_with_weights_as_inputs_and_inside(
     plan = built(package, model, role, shared)
     assert len(plan.plan) > 10_000
     assert plan.types["matrix products"]["HALF"] >= plan.types["attention"]["HALF"] > 0
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "embedded"])
+def test_every_role_is_built_from_its_legacy_graph_too(package: TensorRTPackage, role: Role, shared: bool) -> None:
+    """Of one model, which takes seconds; that TensorRT reads those of both, test_fake_gpu.py asserts."""
+    plan = built(package, seeded_model("micro-internlm2"), role, shared, "legacy")
+    assert len(plan.plan) > 10_000
+    assert plan.types["matrix products"]["HALF"] > 0
+    assert plan.types["attention"].keys() == {"FLOAT"}  # softmax is written out, in fp32
+    assert "KV cache" not in plan.types
 
 
 def test_matrix_products_are_fp16_and_only_the_gate_is_fp32(

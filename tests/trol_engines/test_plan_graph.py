@@ -18,9 +18,18 @@ from emitted_graphs import (
     weight_initializers,
     write_weights,
 )
-from trol_engines.plan_graph import as_bytes, external_weights, fix_cache_length, read_graph, weights_to_inputs
+from trol_engines.plan_graph import (
+    as_bytes,
+    external_weights,
+    fix_cache_length,
+    input_values,
+    plan_graph,
+    read_graph,
+    weights_to_inputs,
+)
 from trol_graphs.graph_io import Role
 from trol_runtime.axis_names import CACHE
+from trol_runtime.manifest import GraphValue
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.rope import rope_rows
 
@@ -115,6 +124,31 @@ def test_equal_graphs_are_equal_bytes(config: ModelConfig) -> None:
         fix_cache_length(graph, LENGTH)
         weights_to_inputs(graph)
     assert as_bytes(one) == as_bytes(other)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_modern_graph_has_the_stored_ones_inputs(config: ModelConfig, role: Role) -> None:
+    stored_bytes = stored_graph(config, role, "fp16").SerializeToString()
+    inputs = input_values(plan_graph(stored_bytes, LENGTH, "modern"))
+    fixed = [
+        tuple(LENGTH if size == CACHE else size for size in one.shape) for one in input_values(read_graph(stored_bytes))
+    ]
+    assert [one.shape for one in inputs] == fixed
+    assert [one.name for one in inputs] == [one.name for one in input_values(read_graph(stored_bytes))]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_legacy_graph_takes_no_write_index_and_caches_only_to_read(config: ModelConfig, role: Role) -> None:
+    stored_bytes = stored_graph(config, role, "fp16").SerializeToString()
+    modern, legacy = (
+        {one.name: one for one in input_values(plan_graph(stored_bytes, LENGTH, opset))}
+        for opset in ("modern", "legacy")
+    )
+    read = {name for name in modern if name != "write_index" and (role != "prefill" or not name.startswith("past"))}
+    assert legacy.keys() == read
+    assert {name for name in legacy if legacy[name] != modern[name]} <= {"attention_mask"}
+    if role == "extend":
+        assert legacy["attention_mask"] == GraphValue("attention_mask", "bool", (1, 1, 1, LENGTH))
 
 
 def test_a_graph_without_weights_or_cache_is_left_as_it_is() -> None:

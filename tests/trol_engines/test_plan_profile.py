@@ -8,7 +8,7 @@ import pytest
 
 from emitted_graphs import seeded_model
 from trol_engines.plan_profile import Range, axis_ranges, most_crops, shape_ranges
-from trol_runtime.axis_names import BATCH, CACHE, CROPS, IMAGE_TOKENS, SEQ
+from trol_runtime.axis_names import BATCH, CROPS, IMAGE_TOKENS, SEQ
 from trol_runtime.manifest import GraphValue, Limits
 
 CLIP = seeded_model("1.8b")[0]  # 1225 tokens a picture
@@ -48,18 +48,18 @@ def test_an_input_has_the_shapes_of_its_axes_and_one_without_any_has_none() -> N
         GraphValue("input_ids", "int64", (1, SEQ)),
         GraphValue("image_embeds", "float16", (IMAGE_TOKENS, 24)),
         GraphValue("write_index", "int64", (1,)),
-        GraphValue("past_key_values.0.key", "float16", (1, 2, CACHE, 8)),  # of a plan, constant
+        GraphValue("past_key_values.0.key", "float16", (1, 2, 8, 8)),
     ]
-    ranges = shape_ranges(inputs, {SEQ: Range(2, 4, 8), IMAGE_TOKENS: Range(1, 3, 8)}, cache_length=8)
+    ranges = shape_ranges(inputs, {SEQ: Range(2, 4, 8), IMAGE_TOKENS: Range(1, 3, 8)})
     assert ranges == {
         "input_ids": ((1, 2), (1, 4), (1, 8)),
         "image_embeds": ((1, 24), (3, 24), (8, 24)),
     }
 
 
-def test_caches_of_several_rows_have_the_engines_length() -> None:
-    cache = GraphValue("past_key_values.0.key", "float16", (BATCH, 2, CACHE, 8))
-    ranges = shape_ranges([cache], {BATCH: Range(1, 1, 5)}, cache_length=64)
+def test_caches_of_several_rows_differ_in_their_rows_alone() -> None:
+    cache = GraphValue("past_key_values.0.key", "float16", (BATCH, 2, 64, 8))
+    ranges = shape_ranges([cache], {BATCH: Range(1, 1, 5)})
     assert ranges == {cache.name: ((1, 2, 64, 8), (1, 2, 64, 8), (5, 2, 64, 8))}
 
 

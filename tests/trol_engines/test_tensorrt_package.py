@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -21,12 +21,13 @@ def installed(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
 @pytest.mark.parametrize(
     ("target", "module", "version"),
     [
+        ("tensorrt", "tensorrt", "10.3.0.30"),
         ("tensorrt", "tensorrt", "10.16.2.10"),
         ("tensorrt", "tensorrt", "11.0.0"),
         ("tensorrt-rtx", "tensorrt_rtx", "1.7.1"),
     ],
 )
-def test_a_package_that_reads_opset_24_is_taken(
+def test_a_package_that_reads_the_graphs_in_one_of_their_forms_is_taken(
     monkeypatch: pytest.MonkeyPatch, target: str, module: str, version: str
 ) -> None:
     installed(monkeypatch, module, version)
@@ -40,12 +41,22 @@ def test_only_the_full_package_has_plugins(monkeypatch: pytest.MonkeyPatch) -> N
     assert (import_tensorrt("tensorrt").plugins, import_tensorrt("tensorrt-rtx").plugins) == (True, False)
 
 
-def test_an_older_one_is_refused_with_the_version_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("calls", "takes_weights"), [(["parse"], False), (["parse", "load_initializer"], True)])
+def test_weights_are_put_into_plans_by_a_parser_that_is_handed_them(
+    monkeypatch: pytest.MonkeyPatch, calls: list[str], takes_weights: bool
+) -> None:
+    """TensorRT's is since 10.13 (onnx-tensorrt, "TensorRT 10.13 GA Parser Update")."""
     installed(monkeypatch, "tensorrt", "10.3.0.30")
+    monkeypatch.setattr(sys.modules["tensorrt"], "OnnxParser", SimpleNamespace(**dict.fromkeys(calls)), raising=False)
+    assert import_tensorrt("tensorrt").takes_weights == takes_weights
+
+
+def test_an_older_one_is_refused_with_the_version_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "tensorrt", "8.6.2")
     with pytest.raises(TrolError) as refused:
         import_tensorrt("tensorrt")
     assert str(refused.value) == (
-        "tensorrt 10.3.0.30 cannot read the graphs (opset 24), expected 10.15 or newer: upgrade it"
+        "tensorrt 8.6.2 cannot read the graphs in any of their forms, expected 10.3 or newer: upgrade it"
     )
 
 

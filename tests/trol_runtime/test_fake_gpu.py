@@ -28,9 +28,10 @@ from fake_gpu.tensorrt import (
     FakeTensorRTRuntime,
 )
 from trol_runtime.bundle import Bundle
+from trol_runtime.manifest import Opset
 
 # What a fake has beside the real one's names, for tests to look at.
-OWN = {"memory", "put", "launched_graphs", "capturable", "strategy", "taken", "logger"}
+OWN = {"memory", "put", "pending", "launched_graphs", "capturable", "strategy", "taken", "logger"}
 
 
 @pytest.mark.parametrize(
@@ -65,11 +66,12 @@ def test_another_number_of_arguments_than_cuda_takes_is_an_error() -> None:
         FakeRuntime().cudaMemsetAsync(1, 0, 1)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("opset", ["modern", "legacy"])
 @pytest.mark.parametrize("arch", ["internlm2", "phi3"])
 def test_inputs_and_outputs_are_those_of_the_network_that_tensorrt_makes_of_the_graph(
-    micro_engine: EngineOf, arch: Any
+    micro_engine: EngineOf, arch: Any, opset: Opset
 ) -> None:
-    for plan in plans_of(Bundle.open(micro_engine(arch, "fp16"))).values():
+    for plan in plans_of(Bundle.open(micro_engine(arch, "fp16")), opset).values():
         fake = FakeEngine(FakeRuntime(), plan)
         header = int.from_bytes(plan[len(_MAGIC) : len(_MAGIC) + 8], "little")
         log = trt.Logger(trt.Logger.ERROR)
@@ -82,9 +84,17 @@ def test_inputs_and_outputs_are_those_of_the_network_that_tensorrt_makes_of_the_
         for tensor in (*inputs, *outputs):
             assert tensor.dtype == fake.get_tensor_dtype(tensor.name)
         for tensor in inputs:
-            static = tuple(axis if isinstance(axis, int) else -1 for axis in fake.inputs[tensor.name].shape)
+            static = static_shape(fake.inputs[tensor.name])
             assert tuple(tensor.shape) == static
             assert (-1 in static) == (tensor.name in fake.ranges)
+        for tensor in outputs:
+            if tensor.name != "logits":  # of a prompt they are one row, which TensorRT does not see
+                assert tuple(tensor.shape) == static_shape(fake.outputs[tensor.name])
+
+
+def static_shape(value: Any) -> tuple[int, ...]:
+    """With -1 for an axis that has no constant size, as TensorRT tells shapes."""
+    return tuple(axis if isinstance(axis, int) else -1 for axis in value.shape)
 
 
 def test_device_memory_is_poisoned_and_kept_to_its_ends() -> None:

@@ -66,13 +66,21 @@ def test_a_plan_of_another_target_survives_with_everything_it_was_built_for() ->
         platform="linux-aarch64",
         limits=Limits(128, 5),
         weights="shared",
-        mixer="plugin",
+        mixer="function",
+        opset="legacy",
         computes={"decode": {"attention": "fp16 2", "norms": "fp32 5"}},
         graphs="00",
         signature="11",
     )
     manifest = replace(small_manifest(), plans=(plan,))
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+def test_a_plan_of_an_unknown_form_is_an_error() -> None:
+    values = small_json()
+    values["plans"][0]["opset"] = "ancient"
+    with pytest.raises(EngineFileError, match=r"'plans\[0\].opset' must be 'modern' or 'legacy', found 'ancient'"):
+        read(values)
 
 
 def test_a_plan_recorded_before_there_were_other_targets_is_read_without_what_it_lacks() -> None:

@@ -34,6 +34,7 @@ DIFFERENCES: list[dict[str, Any]] = [
     {"precision": "int8"},
     {"weights": "embedded"},
     {"mixer": "function"},
+    {"opset": "legacy"},
     {"graphs": "00"},
 ]
 
@@ -55,9 +56,10 @@ COMPUTES = {"decode": {"attention": "fp16 2", "norms": "fp32 5"}}
 
 
 def test_a_record_says_what_the_plan_was_built_for(manifest: Manifest) -> None:
-    plan = small_built_for(manifest, sm=("8.6", "8.9")).plan(["decode"], {"cuda": "13.0"}, COMPUTES)
+    plan = small_built_for(manifest, sm=("8.6", "8.9"), opset="legacy").plan(["decode"], {"cuda": "13.0"}, COMPUTES)
     assert (plan.sm, plan.platform, plan.limits) == ("8.6, 8.9", "linux-aarch64", manifest.limits)
-    assert (plan.weights, plan.mixer, plan.graphs) == ("shared", "plugin", graphs_sha256(manifest))
+    assert (plan.weights, plan.mixer, plan.opset) == ("shared", "plugin", "legacy")
+    assert plan.graphs == graphs_sha256(manifest)
     assert plan.versions == {"tensorrt": "10.16.2.10", "cuda": "13.0"}
     assert (plan.precision, plan.computes) == ("fp16", COMPUTES)
     assert plan.signature is None
@@ -78,7 +80,9 @@ def test_a_plan_for_this_machine_and_engine_fits(manifest: Manifest) -> None:
     assert fitting([plan], manifest, SMALL_DEVICE) == [plan]
 
 
-@pytest.mark.parametrize("difference", [{"sm": ("8.6", "8.7")}, {"platform": None}, {"precision": "int8"}])
+@pytest.mark.parametrize(
+    "difference", [{"sm": ("8.6", "8.7")}, {"platform": None}, {"precision": "int8"}, {"opset": "legacy"}]
+)
 def test_a_plan_that_runs_on_more_than_this_machine_fits_too(manifest: Manifest, difference: dict[str, Any]) -> None:
     plan = small_plan(manifest, **difference)
     assert fitting([plan], manifest, SMALL_DEVICE) == [plan]

@@ -84,6 +84,7 @@ CHANGED: dict[str, Any] = {
     "limits": Limits(64, 1),
     "weights": "embedded",
     "mixer": "function",
+    "opset": "legacy",
     "computes": {"decode": {"attention": "fp32 2"}},
     "graphs": "00",
     "signature": "00" * 32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from trol_runtime.target_support import (
     BUILD_TARGETS,
     RUN_TARGETS,
     build_answers,
+    opset_for,
     require_buildable,
     require_runnable,
     run_answers,
@@ -39,7 +41,7 @@ def test_who_builds_what() -> None:
         "orin_nano_jetpack_6_2_2": ["expo", "Tens", "Tens"],
         "orin_nano_jetpack_7_2": ["expo", "Tens", "yes"],
         "rtx_4090": ["yes", "yes", "tens"],
-        "thor_jetpack_7_1": ["expo", "Tens", "yes,"],
+        "thor_jetpack_7_1": ["expo", "Tens", "yes"],
     }
 
 
@@ -74,7 +76,7 @@ def test_every_answer_is_one_printable_line(name: str) -> None:
         assert len(answer) < 300
 
 
-def error_of_building(target: str, machine: MachineDescription, **how: str) -> TrolError | None:
+def error_of_building(target: str, machine: MachineDescription, **how: Any) -> TrolError | None:
     try:
         require_buildable(target, machine, **how)
     except TrolError as error:
@@ -136,6 +138,21 @@ def test_two_onnxruntimes_stop_cpu_and_cuda() -> None:
 def test_cuda_needs_onnxruntime_gpu() -> None:
     error = error_of_running("cuda", with_packages("rtx_4090", onnxruntime_gpu=None))
     assert str(error) == "onnxruntime-gpu is missing; run: pip install 'trol-export[gpu]'"
+
+
+def test_onnxruntime_makes_room_for_onnxruntime_gpu() -> None:
+    error = error_of_running("cuda", with_packages("rtx_4090", onnxruntime="1.31.1", onnxruntime_gpu=None))
+    assert str(error) == (
+        "onnxruntime-gpu is missing, and onnxruntime 1.31.1 is where it would be; run: "
+        "pip uninstall -y onnxruntime && pip install 'trol-export[gpu]'"
+    )
+
+
+def test_cuda_needs_the_bindings_of_the_drivers_cuda() -> None:
+    error = error_of_running("cuda", with_packages("rtx_4090", cuda_bindings=None))
+    assert str(error) == (
+        "running on a GPU needs cuda-bindings, not installed here; install with: pip install 'cuda-bindings==13.*'"
+    )
 
 
 @pytest.mark.parametrize("target", ["cuda", "tensorrt-rtx", "tensorrt"])
@@ -208,23 +225,39 @@ def test_full_tensorrt_is_built_where_the_gpu_is() -> None:
 
 
 @pytest.mark.parametrize("version", ["10.15.1.29", "10.16.1.11", "11.4.1.36"])
-def test_from_10_15_on_tensorrt_builds_and_runs_the_modern_graphs(version: str) -> None:
+def test_from_10_15_on_tensorrt_builds_modern_graphs_unless_legacy_ones_are_asked_for(version: str) -> None:
     machine = with_packages("rtx_4090", tensorrt=version)
-    require_buildable("tensorrt", machine)
+    assert opset_for("tensorrt", version) == "modern"
+    for opset in (None, "modern", "legacy"):
+        require_buildable("tensorrt", machine, opset=opset)
     require_runnable("tensorrt", machine)
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.13.3.9", "10.14.1.48"])
-def test_from_10_3_to_10_14_tensorrt_builds_the_legacy_graphs(version: str) -> None:
+def test_from_10_3_to_10_14_tensorrt_builds_legacy_graphs_and_no_others(version: str) -> None:
     machine = with_packages("rtx_4090", tensorrt=version)
+    assert opset_for("tensorrt", version) == "legacy"
     require_buildable("tensorrt", machine, opset="legacy")
-    error = error_of_building("tensorrt", machine)
+    error = error_of_building("tensorrt", machine, opset="modern")
     assert isinstance(error, UsageError)
     assert str(error) == (
-        f"TensorRT {version} does not read the graphs (opset 24), 10.15 and newer do; add --opset legacy"
+        f"TensorRT {version} does not read modern graphs (opset 24), 10.15 and newer do; leave out --opset modern"
     )
-    assert build_answers(machine)["tensorrt"] == "yes, with --opset legacy"
+    assert build_answers(machine)["tensorrt"] == "yes"
     assert run_answers(machine)["tensorrt"] == "yes"
+
+
+def test_tensorrt_rtx_reads_modern_graphs_and_builds_legacy_ones_if_asked_to() -> None:
+    assert opset_for("tensorrt-rtx", "1.7.1.116") == "modern"
+    require_buildable("tensorrt-rtx", recorded("no_gpu"), opset="legacy")
+
+
+def test_jetpack_6_builds_and_runs_tensorrt_on_its_python_3_10() -> None:
+    machine = with_packages(
+        "orin_nano_jetpack_6_2_2", tensorrt="10.3.0", cuda_bindings="12.9.10", onnx="1.23.0", onnx_ir="1.1.0"
+    )
+    assert (machine.python, machine.tensorrt) == ("3.10.12", "10.3.0.30")
+    assert (build_answers(machine)["tensorrt"], run_answers(machine)["tensorrt"]) == ("yes", "yes")
 
 
 def test_an_older_tensorrt_does_neither() -> None:
@@ -269,7 +302,7 @@ def test_running_plans_needs_the_bindings_of_the_drivers_cuda(cuda: str | None, 
     assert machine.nvidia is not None
     machine = replace(machine, nvidia=replace(machine.nvidia, cuda=cuda))
     assert str(error_of_running("tensorrt", machine)) == (
-        f"running plans needs cuda-bindings, not installed here; install with: pip install {package}"
+        f"running on a GPU needs cuda-bindings, not installed here; install with: pip install {package}"
     )
 
 
