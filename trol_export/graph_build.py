@@ -35,7 +35,7 @@ def build_graphs(
     config: ModelConfig,
     precision: str,
     offsets: Mapping[str, int],
-    step: Callable[[str], AbstractContextManager[None]],
+    step: Callable[[str], AbstractContextManager[object]],
 ) -> EngineGraphs:
     """Trace every role once and lower it twice: in the engine's precision, and in fp32 for the CPU.
 

@@ -20,7 +20,7 @@ from trol_export.graph_build import ROLES, EngineGraphs, build_graphs, graph_ent
 from trol_export.hub import fetch, repository_of_size, repository_of_source
 from trol_export.parity import DECODE_STEPS
 from trol_export.parity_check import check_parity
-from trol_export.progress import counted, step
+from trol_export.progress import counted
 from trol_export.tiny.packaged import PACKAGED_SIZE, packaged_checkpoint
 from trol_export.token_ids import read_token_ids
 from trol_export.tokenizer_conversion import convert_tokenizer
@@ -29,12 +29,14 @@ from trol_export.weight_files import TensorInfo
 from trol_graphs.model import dead_tensors, expected_tensors
 from trol_runtime.bundle import ARENA_ENTRY, Bundle
 from trol_runtime.bundle_writer import BundleWriter
-from trol_runtime.cpu_backend import LANGUAGE_ENTRY, TARGET, VISION_ENTRY, require_onnxruntime
+from trol_runtime.cpu_backend import LANGUAGE_ENTRY, TARGET, VISION_ENTRY
 from trol_runtime.engine import TOKENIZER_ENTRY
 from trol_runtime.errors import TrolError, UsageError
 from trol_runtime.generation import DEFAULT_MAX_NEW_TOKENS
 from trol_runtime.manifest import Limits, Manifest, PlanEntry, TensorEntry
 from trol_runtime.model_config import ModelConfig
+from trol_runtime.ort_session import require_onnxruntime
+from trol_runtime.progress import step
 from trol_runtime.prompt import official_template
 
 # What --onnx-dir writes beside the weights.

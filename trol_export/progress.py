@@ -1,21 +1,8 @@
-"""Progress on stderr: one line per step with the time it took, and a bar where bytes flow."""
+"""A bar where bytes flow."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
-
-@contextmanager
-def step(name: str) -> Iterator[None]:
-    """Say what is being done, and when it is done how long it took; a step that fails says nothing more."""
-    if sys.stderr.isatty():
-        print(f"{name} ...", end="\r", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    yield
-    print(f"{name:<44} {time.perf_counter() - start:7.1f} s", file=sys.stderr, flush=True)
 
 
 def counted(chunks: Iterable[bytes | memoryview], total: int) -> Iterator[bytes | memoryview]:

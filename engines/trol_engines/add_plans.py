@@ -1,24 +1,27 @@
-"""Adds the plans of a target to an engine file: built from the graphs in it, and put behind its end."""
+"""Builds a target's plans from the graphs in an engine file, and adds them to it or keeps them for this machine."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from trol_engines.built_types import built_types
 from trol_engines.mixer_plugin import register_mixer
 from trol_engines.plan_builder import BuiltPlan
-from trol_engines.plan_set import MixerForm, WeightForm, build_plans
+from trol_engines.plan_set import MixerForm, PlanForm, build_plans
 from trol_engines.tensorrt_package import TensorRTPackage, import_tensorrt
 from trol_runtime.bundle import Bundle
-from trol_runtime.errors import TrolError
+from trol_runtime.errors import TrolError, UsageError
 from trol_runtime.machine import MachineDescription, describe_machine
-from trol_runtime.manifest import PlanEntry
-from trol_runtime.plan_choice import BuiltFor, graphs_sha256, this_platform
-from trol_runtime.plan_store import add_plan
-from trol_runtime.target_support import require_buildable
+from trol_runtime.manifest import Opset, PlanEntry
+from trol_runtime.plan_choice import BuiltFor, Device, graphs_sha256, this_platform
+from trol_runtime.plan_store import add_plan, keep_plan
+from trol_runtime.progress import step
+from trol_runtime.target_support import opset_for, require_buildable
 from trol_runtime.version_numbers import version_numbers
+from trol_runtime.weight_form import WeightForm, best_form
 
 # A plan built without further configuration runs on these (TensorRT-RTX, "CPU-Only AOT and TensorRT-RTX Engines").
 _RTX_SMS = ("8.0", "8.6", "8.9", "12.0")
@@ -26,37 +29,82 @@ _RTX_SMS = ("8.0", "8.6", "8.9", "12.0")
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 
 
-def add_plans(
-    path: Path, target: str, weights: WeightForm, step: Callable[[str], AbstractContextManager[None]]
-) -> PlanEntry:
-    """Build the plans of all roles and add them to the file; returns their record.
+class _Built(NamedTuple):
+    """Plans of all roles of an engine, not yet kept anywhere."""
 
-    weights: "shared" makes them inputs of all plans, "embedded" puts a copy into each
-    step: shown while a plan is built
+    bundle: Bundle
+    plan: PlanEntry
+    contents: Mapping[str, bytes]
+
+
+def add_plans(path: Path, target: str, weights: WeightForm | None = None, opset: Opset | None = None) -> PlanEntry:
+    """Build the plans of all roles and add them to the file; returns their record. Progress goes to stderr.
+
+    weights: "shared" makes them inputs of all plans, "embedded" puts a copy into each; None: the better one, as far as
+      is known here
+    opset: the form of the graphs; None: the newest that the target's library reads
     Raises TrolError, before anything is built, where this machine cannot build the target or the file cannot be added
     to, and when a build fails: the file is as it was then.
     """
+    _, plan, contents = _build(path, target, weights, opset)
+    return add_plan(path, plan, contents).plan
+
+
+def keep_plans(path: Path, target: str) -> Path:
+    """Build the plans of all roles for this machine, and keep them where it finds them again: in which file or folder.
+
+    Progress goes to stderr. Raises TrolError as `add_plans`, but where the file cannot be added to only if the user's
+    cache directory cannot be, either.
+    """
+    bundle, plan, contents = _build(path, target, None, None)
+    return keep_plan(bundle, plan, contents).place
+
+
+def _build(path: Path, target: str, weights: WeightForm | None, opset: Opset | None) -> _Built:
     machine = describe_machine()
     bundle = Bundle.open(path)
-    require_buildable(target, machine, precision=bundle.manifest.precision)
+    require_buildable(target, machine, precision=bundle.manifest.precision, opset=opset)
     package = import_tensorrt(target)
-    mixer = build_mixer_as(package, machine)
-    built_for = _built_for(package, bundle, weights, mixer, machine.sm)
-    if weights == "embedded":
+    here = Device(target, package.version, machine.sm or "", this_platform())
+    form = _form(
+        package,
+        machine,
+        weights or best_form(here, bundle.manifest.precision),
+        opset or opset_for(target, package.version),
+    )
+    built_for = _built_for(package, bundle, form, machine.sm)
+    if form.weights == "embedded":
         with step("verify the weights"):
             bundle.verify()
     plans: dict[str, bytes] = {}
     computes: dict[str, Mapping[str, str]] = {}
-    for role, built in build_plans(package, bundle, weights, mixer, step):
-        plans[role], computes[role] = built.plan, what_computes(built)
-    return add_plan(path, built_for.plan(tuple(plans), {}, computes), plans).plan
+    has_gpu = machine.sm is not None
+    for role, built in build_plans(package, bundle, form):
+        inspected = built_types(package.trt, built.plan) if has_gpu else {}
+        plans[role], computes[role] = built.plan, what_computes(built, inspected)
+    return _Built(bundle, built_for.plan(tuple(plans), {}, computes), plans)
 
 
-def what_computes(built: BuiltPlan) -> dict[str, str]:
-    """By group of layers, how many of them have which type: {"norms": "fp32 9"}."""
+def _form(package: TensorRTPackage, machine: MachineDescription, weights: WeightForm, opset: Opset) -> PlanForm:
+    """Raises UsageError where the package cannot put weights into plans."""
+    if weights == "embedded" and not package.takes_weights:
+        raise UsageError(
+            f"{package.target} {package.version} cannot put the weights into plans, 10.13 and newer can; leave out "
+            "--weights embedded"
+        )
+    # Written out in a legacy graph, the mixer is no node that a plugin could take the place of.
+    return PlanForm(weights, "function" if opset == "legacy" else build_mixer_as(package, machine), opset)
+
+
+def what_computes(built: BuiltPlan, inspected: Mapping[str, int]) -> dict[str, str]:
+    """By group of layers, how many of them have which type: {"norms": "fp32 9"}.
+
+    inspected: of the layers that were built from all of these, where that is known
+    """
+    groups = {**built.types, **({"as built": inspected} if inspected else {})}
     return {
         group: ", ".join(f"{_NAMES.get(name, name.lower())} {count}" for name, count in types.items())
-        for group, types in built.types.items()
+        for group, types in groups.items()
     }
 
 
@@ -83,9 +131,7 @@ def _cuda_release(machine: MachineDescription) -> tuple[int, int]:
     return major, minor
 
 
-def _built_for(
-    package: TensorRTPackage, bundle: Bundle, weights: WeightForm, mixer: MixerForm, sm: str | None
-) -> BuiltFor:
+def _built_for(package: TensorRTPackage, bundle: Bundle, form: PlanForm, sm: str | None) -> BuiltFor:
     """A plan for RTX is portable between GPUs and systems, one of full TensorRT is this machine's."""
     sms: tuple[str, ...]
     if package.target == "tensorrt-rtx":
@@ -100,7 +146,8 @@ def _built_for(
         platform=platform,
         limits=bundle.manifest.limits,
         precision=bundle.manifest.precision,
-        weights=weights,
-        mixer=mixer,
+        weights=form.weights,
+        mixer=form.mixer,
+        opset=form.opset,
         graphs=graphs_sha256(bundle.manifest),
     )

@@ -6,13 +6,14 @@ Which type a layer computes in is read from the network: of a strongly typed one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trol_engines.build_progress import progress_monitor
 from trol_engines.plan_profile import ShapeRange
 from trol_engines.tensorrt_package import TensorRTPackage
 from trol_runtime.errors import TrolError
@@ -47,12 +48,14 @@ def build_plan(
     graph: bytes,
     ranges: Mapping[str, ShapeRange],
     weights: Mapping[str, NDArray[np.uint8]] | None = None,
+    say_share: Callable[[float], None] | None = None,
 ) -> BuiltPlan:
     """The plan of one graph.
 
     graph:   an ONNX model whose external tensors are inputs, or are all among `weights`
     ranges:  of the inputs that have an axis without a size
     weights: the bytes of tensors by name, where the plan is to hold them; they are read, not kept
+    say_share: is told which share of the build is done, 0 to 1
     Raises TrolError with what the parser or the builder found wrong.
     """
     trt = package.trt
@@ -65,6 +68,8 @@ def build_plan(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 keeps 10 bits of 23
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
+    if say_share is not None:
+        config.progress_monitor = progress_monitor(trt, say_share)
     config.add_optimization_profile(_profile(builder, network, ranges))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -85,16 +90,23 @@ def layer_types(network: Any) -> dict[str, dict[str, int]]:
 
 
 def _parse(parser: Any, graph: bytes, weights: Mapping[str, NDArray[np.uint8]], package: TensorRTPackage) -> None:
-    loaded = parser.load_model_proto(graph)
-    for name, data in weights.items():
-        loaded = loaded and parser.load_initializer(name, data.ctypes.data, data.nbytes)
-    if loaded and parser.parse_model_proto():
+    if _parsed(parser, graph, weights):
         return
     errors = [_described(parser.get_error(number)) for number in range(parser.num_errors)]
     raise TrolError(
         f"{package.target} {package.version} cannot read a graph ({'; '.join(errors[:_WORST]) or 'no reason given'}); "
         "please report this model"
     )
+
+
+def _parsed(parser: Any, graph: bytes, weights: Mapping[str, NDArray[np.uint8]]) -> bool:
+    """A parser takes weights since TensorRT 10.13 (TensorRTPackage.takes_weights), and graphs without any before."""
+    if not weights:
+        return bool(parser.parse(graph))
+    loaded = parser.load_model_proto(graph)
+    for name, data in weights.items():
+        loaded = loaded and parser.load_initializer(name, data.ctypes.data, data.nbytes)
+    return bool(loaded and parser.parse_model_proto())
 
 
 def _described(error: Any) -> str:

@@ -3,59 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trol_engines.build_progress import BuildProgress
 from trol_engines.mixer_plugin import call_plugin
 from trol_engines.plan_builder import BuiltPlan, build_plan
-from trol_engines.plan_graph import as_bytes, external_weights, fix_cache_length, read_graph, weights_to_inputs
+from trol_engines.plan_graph import as_bytes, external_weights, input_values, plan_graph, weights_to_inputs
 from trol_engines.plan_profile import axis_ranges, shape_ranges
 from trol_engines.tensorrt_package import TensorRTPackage
 from trol_runtime.bundle import Bundle
-from trol_runtime.manifest import GraphEntry, TensorEntry
+from trol_runtime.manifest import Opset, TensorEntry
+from trol_runtime.weight_form import WeightForm
 
-# "shared": inputs, so that all plans read one copy; "embedded": a copy in each plan, which a build may rearrange.
-WeightForm = Literal["shared", "embedded"]
 # As a plugin of ours, or as the nodes of its function.
 MixerForm = Literal["plugin", "function"]
 
 
-def build_plans(
-    package: TensorRTPackage,
-    bundle: Bundle,
-    weights: WeightForm,
-    mixer: MixerForm,
-    step: Callable[[str], AbstractContextManager[None]],
-) -> Iterator[tuple[str, BuiltPlan]]:
-    """Role and plan, one at a time in the order of the manifest.
+class PlanForm(NamedTuple):
+    """How the plans of a set are built, all of them alike; a legacy graph has its mixer written out: "function"."""
 
-    mixer: "plugin" where it is registered. step: shown while a plan is built. Raises TrolError where one cannot be.
+    weights: WeightForm
+    mixer: MixerForm
+    opset: Opset
+
+
+def build_plans(package: TensorRTPackage, bundle: Bundle, form: PlanForm) -> Iterator[tuple[str, BuiltPlan]]:
+    """Role and plan, one at a time in the order of the manifest; progress goes to stderr.
+
+    form: with the mixer as a plugin only where that is registered
+    Raises TrolError where one cannot be built.
     """
-    for role, graph in bundle.manifest.graphs.items():
-        with step(f"build the {package.target} plan of {role}"):
-            plan = _build(package, bundle, role, graph, weights, mixer)
+    manifest = bundle.manifest
+    graphs = {
+        role: plan_graph(bundle.read(graph.entry), manifest.limits.max_seq, form.opset)
+        for role, graph in manifest.graphs.items()
+    }
+    progress = BuildProgress(package.target, {role: len(graph.graph) for role, graph in graphs.items()})
+    for role, graph in graphs.items():
+        with progress.building(role) as say_share:
+            plan = _build(package, bundle, role, graph, form, say_share)
         yield role, plan
 
 
 def _build(
-    package: TensorRTPackage, bundle: Bundle, role: str, entry: GraphEntry, weights: WeightForm, mixer: MixerForm
+    package: TensorRTPackage,
+    bundle: Bundle,
+    role: str,
+    graph: ir.Model,
+    form: PlanForm,
+    say_share: Callable[[float], None],
 ) -> BuiltPlan:
     manifest = bundle.manifest
-    graph = read_graph(bundle.read(entry.entry))
-    fix_cache_length(graph, manifest.limits.max_seq)
-    if mixer == "plugin":
+    if form.mixer == "plugin":
         call_plugin(graph)
     embedded = None
-    if weights == "shared":
+    if form.weights == "shared":
         weights_to_inputs(graph)
     else:
         embedded = mapped_weights(bundle, {name: manifest.tensors[name] for name in external_weights(graph)})
-    axes = axis_ranges(role, manifest.model, manifest.limits)
-    ranges = shape_ranges(entry.inputs, axes, manifest.limits.max_seq)
-    return build_plan(package, as_bytes(graph), ranges, embedded)
+    ranges = shape_ranges(input_values(graph), axis_ranges(role, manifest.model, manifest.limits))
+    return build_plan(package, as_bytes(graph), ranges, embedded, say_share)
 
 
 def mapped_weights(bundle: Bundle, tensors: Mapping[str, TensorEntry]) -> dict[str, NDArray[np.uint8]]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trol_runtime.errors import TrolError, UsageError
+from trol_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from trol_runtime.bundle import Bundle
     from trol_runtime.session import Backend
 
-CPU = "cpu"
+CPU, CUDA = "cpu", "cuda"
+WITHOUT_PLANS = (CPU, CUDA)  # both run the graphs for the CPU
 # The target of a plan is the name of the backend that runs it.
 _TENSORRT_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-BACKENDS = (CPU, *_TENSORRT_MODULES)
+BACKENDS = (*WITHOUT_PLANS, *_TENSORRT_MODULES)
 
 
 def require_known_backend(name: str) -> None:
@@ -37,7 +38,20 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, trust_pl
 
         require_memory(bundle.manifest)
         return CpuBackend(bundle, threads)
+    if name == CUDA:
+        return _cuda_backend(bundle)
     return _gpu_backend(name, bundle, trust_plans)
+
+
+def _cuda_backend(bundle: Bundle) -> Backend:
+    from trol_runtime.cuda_backend import CudaBackend
+    from trol_runtime.machine import describe_machine
+    from trol_runtime.memory_need import require_memory
+    from trol_runtime.target_support import require_runnable
+
+    require_runnable(CUDA, describe_machine())
+    require_memory(bundle.manifest)  # weights are widened here before they go to the GPU
+    return CudaBackend(bundle)
 
 
 def _gpu_backend(target: str, bundle: Bundle, trust_plans: bool) -> Backend:
@@ -45,8 +59,9 @@ def _gpu_backend(target: str, bundle: Bundle, trust_plans: bool) -> Backend:
     from trol_runtime.device_arena import DeviceArena
     from trol_runtime.gpu_backend import GpuBackend
     from trol_runtime.machine import describe_machine
+    from trol_runtime.plan_build import build_missing
     from trol_runtime.plan_choice import Device, this_platform
-    from trol_runtime.plan_store import find_plan, why_none
+    from trol_runtime.plan_store import find_plan
     from trol_runtime.target_support import require_runnable
     from trol_runtime.tensorrt_plan import load_plans
 
@@ -55,11 +70,9 @@ def _gpu_backend(target: str, bundle: Bundle, trust_plans: bool) -> Backend:
     assert machine.sm is not None  # of a GPU that runs it
     trt: Any = import_module(_TENSORRT_MODULES[target])
     here = Device(target, trt.__version__, machine.sm, this_platform())
-    stored = find_plan(bundle, here, trust_plans=trust_plans)
-    if stored is None:
-        raise TrolError(why_none(bundle, here))
+    stored = find_plan(bundle, here, trust_plans=trust_plans) or build_missing(bundle, here)
     require_runnable(target, machine, stored.plan)
     plans = {role: stored.read(role) for role in stored.plan.roles}
     device = CudaDevice()
     loaded = load_plans(trt, plans, device, DeviceArena(bundle, device))
-    return GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits)
+    return GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits, stored.plan.opset)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from trol_runtime.backends import BACKENDS, CPU
+from trol_runtime.backends import BACKENDS, CPU, WITHOUT_PLANS
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import TrolError, UsageError
@@ -151,7 +151,10 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
         "--no-keep-prefix", action="store_true", help="half the cache for --chat and --jsonl, which then read all again"
     )
     parser.add_argument(
-        "--backend", choices=BACKENDS, default=CPU, help=f"what runs the engine (default: {CPU}); others need its plans"
+        "--backend",
+        choices=BACKENDS,
+        default=CPU,
+        help=f"what runs the engine (default: {CPU}); those of TensorRT need its plans",
     )
     parser.add_argument(
         "--trust-plans", action="store_true", help="run plans that were not built on this machine: they are code"
@@ -173,8 +176,11 @@ def _refuse_contradictions(arguments: Namespace) -> None:
         raise UsageError("--no-keep-prefix is for --chat and --jsonl; a single question keeps none, leave it out")
     if not arguments.image and arguments.prompt is None and not arguments.chat and arguments.jsonl is None:
         raise UsageError("nothing to ask: give --image FILE, or --prompt TEXT, or both, or --chat, or --jsonl FILE")
-    if arguments.trust_plans and arguments.backend == CPU:
-        raise UsageError("--trust-plans is for plans of a GPU, the CPU runs none; name a --backend, or leave it out")
+    if arguments.trust_plans and arguments.backend in WITHOUT_PLANS:
+        raise UsageError(
+            f"--trust-plans is for plans of TensorRT, --backend {arguments.backend} runs none; name another, or leave "
+            "it out"
+        )
     if arguments.prefill_chunk is not None and arguments.prefill_chunk < 1:
         raise UsageError(f"--prefill-chunk is {arguments.prefill_chunk}, expected 1 or more")
     readers = ["--image -" for image in arguments.image if image == "-"]

@@ -17,8 +17,8 @@ from trol_benchmarks.export_cost import (
     weight_files,
 )
 from trol_benchmarks.resident_memory import Peak
-from trol_export.progress import step
 from trol_runtime.errors import TrolError, UsageError
+from trol_runtime.progress import step
 
 
 def export(weights: float, gigabytes: str = "2.00", tracing: float = 1.0) -> Export:

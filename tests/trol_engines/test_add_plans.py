@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +13,20 @@ from typing import Any
 import pytest
 
 from conftest import EngineOf
+from recorded_machines import recorded
 from trol_engines import add_plans as module
-from trol_engines.add_plans import add_plans, build_mixer_as
-from trol_engines.tensorrt_package import TensorRTPackage
+from trol_engines.add_plans import add_plans, build_mixer_as, keep_plans
+from trol_engines.plan_set import PlanForm
+from trol_engines.tensorrt_package import TensorRTPackage, import_tensorrt
 from trol_runtime.bundle import Bundle
-from trol_runtime.errors import EngineFileError, MissingExtraError, TrolError
-from trol_runtime.machine import describe_machine
+from trol_runtime.bundle_appender import BundleAppender
+from trol_runtime.errors import EngineFileError, MissingExtraError, TrolError, UsageError
+from trol_runtime.machine import MachineDescription, describe_machine
 from trol_runtime.manifest import PlanEntry
 from trol_runtime.nvidia_driver import NvidiaDriver
-from trol_runtime.plan_choice import entry_of, graphs_sha256
+from trol_runtime.plan_choice import Device, entry_of, graphs_sha256, this_platform
+from trol_runtime.user_cache import cache_directory
+from trol_runtime.weight_form import Probe, record_probe
 
 pytest.importorskip("tensorrt_rtx", reason="plans of the target tensorrt-rtx need the extra rtx")
 pytestmark = pytest.mark.usefixtures("cache_of_its_own")
@@ -35,38 +39,22 @@ def engine(micro_engine: EngineOf, tmp_path: Path) -> Path:
     return Path(shutil.copy(micro_engine("internlm2", "fp16"), tmp_path / "engine.plan"))
 
 
-@contextmanager
-def silent(name: str) -> Iterator[None]:
-    yield
-
-
-@pytest.fixture
-def steps() -> tuple[list[str], Any]:
-    """What is said while plans are built, and what says it."""
-    said: list[str] = []
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        said.append(name)
-        yield
-
-    return said, step
-
-
-def test_plans_of_all_roles_stand_in_the_file_beside_the_cpus(engine: Path, steps: tuple[list[str], Any]) -> None:
-    said, step = steps
+def test_plans_of_all_roles_stand_in_the_file_beside_the_cpus(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = engine.read_bytes()
-    plan = add_plans(engine, "tensorrt-rtx", "shared", step)
+    plan = add_plans(engine, "tensorrt-rtx", "shared")
     bundle = Bundle.open(engine)
     assert [one.target for one in bundle.manifest.plans] == ["cpu", "tensorrt-rtx"]
     assert bundle.manifest.plans[1] == plan
     assert plan.roles == ROLES
     assert engine.read_bytes().startswith(before)
-    assert said == [f"build the tensorrt-rtx plan of {role}" for role in ROLES]
+    lines = capsys.readouterr().err.splitlines()
+    said = [f"build the tensorrt-rtx plan of {role} ({number} of 4)" for number, role in enumerate(ROLES, 1)]
+    assert [line[: len(one)] for line, one in zip(lines, said, strict=True)] == said
+    assert ["left" in line for line in lines] == [True, True, True, False]
 
 
 def test_the_record_says_what_was_built_and_for_what(engine: Path) -> None:
-    plan = add_plans(engine, "tensorrt-rtx", "shared", silent)
+    plan = add_plans(engine, "tensorrt-rtx", "shared")
     manifest = Bundle.open(engine).manifest
     assert (plan.precision, plan.weights, plan.mixer) == ("fp16", "shared", "function")
     assert (plan.sm, plan.platform, plan.limits) == ("8.0, 8.6, 8.9, 12.0", None, manifest.limits)
@@ -77,8 +65,8 @@ def test_the_record_says_what_was_built_and_for_what(engine: Path) -> None:
 
 
 def test_a_plan_with_its_weights_inside_is_another_plan(engine: Path) -> None:
-    shared = add_plans(engine, "tensorrt-rtx", "shared", silent)
-    embedded = add_plans(engine, "tensorrt-rtx", "embedded", silent)
+    shared = add_plans(engine, "tensorrt-rtx", "shared")
+    embedded = add_plans(engine, "tensorrt-rtx", "embedded")
     bundle = Bundle.open(engine)
     assert shared.key != embedded.key
     assert len(bundle.manifest.plans) == 3
@@ -86,9 +74,18 @@ def test_a_plan_with_its_weights_inside_is_another_plan(engine: Path) -> None:
     assert sizes[0] < sizes[1]
 
 
+def test_a_legacy_plan_is_another_plan_beside_the_modern_one(engine: Path) -> None:
+    modern = add_plans(engine, "tensorrt-rtx", "shared")
+    legacy = add_plans(engine, "tensorrt-rtx", "shared", opset="legacy")
+    assert (modern.opset, legacy.opset, legacy.mixer) == ("modern", "legacy", "function")
+    assert Bundle.open(engine).manifest.plans[1:] == (modern, legacy)
+    assert "KV cache" in modern.computes["decode"]
+    assert "KV cache" not in legacy.computes["decode"]  # it is written by whoever runs the plan
+
+
 def test_plans_built_again_take_the_place_of_the_former_ones(engine: Path) -> None:
     for _ in range(2):
-        add_plans(engine, "tensorrt-rtx", "shared", silent)
+        add_plans(engine, "tensorrt-rtx", "shared")
     assert [plan.target for plan in Bundle.open(engine).manifest.plans] == ["cpu", "tensorrt-rtx"]
 
 
@@ -98,19 +95,61 @@ def test_weights_that_are_damaged_are_put_into_no_plan(engine: Path) -> None:
         file.seek(bundle.arena_offset)
         file.write(b"\xff")
     with pytest.raises(EngineFileError, match=r"blocks of weights\.safetensors damaged"):
-        add_plans(engine, "tensorrt-rtx", "embedded", silent)
+        add_plans(engine, "tensorrt-rtx", "embedded")
     assert len(Bundle.open(engine).manifest.plans) == 1
 
 
 def test_what_this_machine_cannot_build_is_said_before_anything_is_built(
-    engine: Path, steps: tuple[list[str], Any]
+    engine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said, step = steps
     before = engine.read_bytes()
     with pytest.raises(TrolError) as refused:
-        add_plans(engine, "tensorrt", "shared", step)
+        add_plans(engine, "tensorrt", "shared")
     assert str(refused.value) == "tensorrt needs an NVIDIA GPU, none to be seen here; build on the device itself"
-    assert (said, engine.read_bytes()) == ([], before)
+    assert (capsys.readouterr().err, engine.read_bytes()) == ("", before)
+
+
+def test_what_a_probe_here_found_is_how_weights_go_into_plans_unless_told(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def note(package: object, bundle: object, form: PlanForm) -> Iterator[Any]:
+        asked.append(form.weights)
+        raise TrolError("noted")
+        yield
+
+    monkeypatch.setattr(module, "build_plans", note)
+    version = import_tensorrt("tensorrt-rtx").version
+    probed = Device("tensorrt-rtx", version, "8.9", this_platform())
+    record_probe(Probe(shared_us=30, embedded_us=20), probed, "fp16")
+    for machine, chosen in (("rtx_4090", None), ("rtx_4090", "shared"), ("no_gpu", None)):
+        monkeypatch.setattr(module, "describe_machine", lambda machine=machine: with_rtx(recorded(machine)))
+        with pytest.raises(TrolError, match="noted"):
+            add_plans(engine, "tensorrt-rtx", chosen)  # type: ignore[arg-type]
+    assert asked == ["embedded", "shared", "shared"]
+
+
+def with_rtx(machine: MachineDescription) -> MachineDescription:
+    """The machine with what builds plans installed as it is here."""
+    return replace(machine, packages=describe_machine().packages)
+
+
+def test_plans_for_this_machine_are_kept_in_the_file(engine: Path) -> None:
+    assert keep_plans(engine, "tensorrt-rtx") == engine
+    assert [plan.target for plan in Bundle.open(engine).manifest.plans] == ["cpu", "tensorrt-rtx"]
+
+
+def test_plans_for_this_machine_are_kept_in_the_cache_where_the_file_takes_none(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(appender: BundleAppender) -> BundleAppender:  # permissions would not stop a test that runs as root
+        raise TrolError("cannot be written (Read-only file system)")
+
+    before = engine.read_bytes()
+    monkeypatch.setattr(BundleAppender, "__enter__", refuse)
+    assert cache_directory() in keep_plans(engine, "tensorrt-rtx").parents
+    assert engine.read_bytes() == before
 
 
 def test_a_build_that_fails_leaves_the_file_as_it_was(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +160,41 @@ def test_a_build_that_fails_leaves_the_file_as_it_was(engine: Path, monkeypatch:
     before = engine.read_bytes()
     monkeypatch.setattr(module, "build_plans", failing)
     with pytest.raises(TrolError, match="no plan today"):
-        add_plans(engine, "tensorrt-rtx", "shared", silent)
+        add_plans(engine, "tensorrt-rtx", "shared")
     assert engine.read_bytes() == before
+
+
+@pytest.mark.parametrize(("version", "form"), [("10.3.0", "legacy"), ("10.14.1", "legacy"), ("10.16", "modern")])
+def test_without_a_choice_plans_are_of_the_form_that_the_library_reads(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, version: str, form: str
+) -> None:
+    asked = []
+
+    def note(package: object, bundle: object, form: PlanForm) -> Iterator[Any]:
+        asked.append(form)
+        raise TrolError("noted")
+        yield
+
+    trt: Any = SimpleNamespace(__version__=version)
+    monkeypatch.setattr(module, "describe_machine", lambda: recorded("orin_nano_jetpack_7_2"))
+    monkeypatch.setattr(module, "import_tensorrt", lambda target: TensorRTPackage("tensorrt", trt))
+    monkeypatch.setattr(module, "register_mixer", lambda *_: None)
+    monkeypatch.setattr(module, "build_plans", note)
+    with pytest.raises(TrolError, match="noted"):
+        add_plans(engine, "tensorrt", "shared")
+    # Written out, the mixer of a legacy graph is no node that a plugin could take the place of.
+    assert asked == [PlanForm("shared", "function" if form == "legacy" else "plugin", form)]  # type: ignore[arg-type]
+
+
+def test_a_library_that_puts_no_weights_into_plans_says_so(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt: Any = SimpleNamespace(__version__="10.3.0", OnnxParser=SimpleNamespace(parse=None))
+    monkeypatch.setattr(module, "describe_machine", lambda: recorded("orin_nano_jetpack_7_2"))
+    monkeypatch.setattr(module, "import_tensorrt", lambda target: TensorRTPackage("tensorrt", trt))
+    with pytest.raises(UsageError) as refused:
+        add_plans(engine, "tensorrt", "embedded")
+    assert str(refused.value) == (
+        "tensorrt 10.3.0 cannot put the weights into plans, 10.13 and newer can; leave out --weights embedded"
+    )
 
 
 FULL = TensorRTPackage("tensorrt", SimpleNamespace(__version__="10.16"))  # type: ignore[arg-type]
@@ -153,7 +225,7 @@ def test_a_mixer_that_becomes_a_function_instead_of_a_plugin_says_why(monkeypatc
 def test_nothing_is_warned_of_where_nothing_fell_back(engine: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        add_plans(engine, "tensorrt-rtx", "shared", silent)
+        add_plans(engine, "tensorrt-rtx", "shared")
 
 
 def test_the_sm_and_cuda_of_a_machine_are_given_to_the_plugin_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,40 +1,18 @@
-"""Progress is for people: on stderr, one line per finished step, and a bar only where someone looks."""
+"""A bar of bytes, only where someone looks."""
 
 from __future__ import annotations
 
 import io
-import re
 import sys
 
 import pytest
 
-from trol_export.progress import counted, step
+from trol_export.progress import counted
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def test_a_finished_step_is_one_line_with_its_time_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with step("trace prefill"):
-        pass
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert re.fullmatch(r"trace prefill +0\.0 s\n", printed.err)
-
-
-def test_a_step_that_fails_leaves_the_last_word_to_the_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), step("divide"):
-        _ = 1 / 0
-    assert capsys.readouterr().err == ""
-
-
-def test_on_a_terminal_a_running_step_shows_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with step("trace prefill"):
-        assert terminal.getvalue() == "trace prefill ...\r"
 
 
 def test_counted_chunks_are_the_chunks(capsys: pytest.CaptureFixture[str]) -> None:

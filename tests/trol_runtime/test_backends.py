@@ -19,7 +19,7 @@ pytest.importorskip("cuda.bindings", reason="the fake has the names of cuda.bind
 from fake_gpu.cuda import FakeRuntime
 from fake_gpu.engine import plans_of
 from fake_gpu.tensorrt import FakeTensorRT
-from trol_runtime import TroL, cuda_device, machine
+from trol_runtime import TroL, cuda_device, machine, plan_build
 from trol_runtime.backends import open_backend
 from trol_runtime.bundle import Bundle
 from trol_runtime.cpu_backend import CpuBackend
@@ -49,6 +49,16 @@ def rtx_pc(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     monkeypatch.setattr(cuda_device, "cuda_runtime", lambda: cuda)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", FakeTensorRT(cuda))
     return cuda
+
+
+@pytest.fixture
+def no_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which plans run, but are not built."""
+
+    def refuse(*words: str) -> str:
+        raise TrolError("onnx is missing")
+
+    monkeypatch.setattr(plan_build, "run_builder", refuse)
 
 
 def add_fake_plan(engine: Path, **changes: object) -> None:
@@ -81,17 +91,32 @@ def test_an_engine_with_a_plan_for_it_runs_on_the_gpu_and_says_the_same(engine: 
     assert said[0] == said[1]
 
 
-def test_without_a_plan_one_line_has_the_command(engine: Path, rtx_pc: FakeRuntime) -> None:
+def test_without_a_plan_one_is_built_and_runs(
+    engine: Path, rtx_pc: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_builder(module: str, target: str, path: str) -> str:
+        assert target == "tensorrt-rtx"
+        add_fake_plan(Path(path))
+        return ""
+
+    monkeypatch.setattr(plan_build, "run_builder", run_builder)
+    assert isinstance(TroL.load(engine, backend="tensorrt-rtx")._backend, GpuBackend)
+
+
+def test_without_a_plan_where_none_can_be_built_one_line_has_the_command(
+    engine: Path, rtx_pc: FakeRuntime, no_builder: None
+) -> None:
     with pytest.raises(TrolError) as refused:
         TroL.load(engine, backend="tensorrt-rtx")
     assert str(refused.value).startswith(f"{engine}: no plan for this machine: found cpu")
     assert f"needed tensorrt-rtx {VERSION} for SM 8.9 on " in str(refused.value)
-    assert str(refused.value).endswith(f"add one with: trol-export --add-target tensorrt-rtx {engine}")
+    assert f"add one with: trol-export --add-target tensorrt-rtx {engine}" in str(refused.value)
+    assert str(refused.value).endswith("; building one here failed: onnx is missing")
 
 
 @pytest.mark.parametrize("change", [{"version": "1.6.0"}, {"sm": ("8.6",)}], ids=["version", "SM"])
 def test_a_plan_of_another_version_or_gpu_never_reaches_tensorrt(
-    engine: Path, rtx_pc: FakeRuntime, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+    engine: Path, rtx_pc: FakeRuntime, no_builder: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
     add_fake_plan(engine, **change)
     monkeypatch.setattr(FakeTensorRT, "Runtime", lambda *_: pytest.fail("a plan reached TensorRT"))
@@ -100,7 +125,7 @@ def test_a_plan_of_another_version_or_gpu_never_reaches_tensorrt(
 
 
 def test_a_plan_of_somebody_else_runs_only_when_trusted(
-    engine: Path, rtx_pc: FakeRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    engine: Path, rtx_pc: FakeRuntime, no_builder: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     add_fake_plan(engine)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another user"))
@@ -117,5 +142,7 @@ def test_a_machine_without_a_gpu_is_told_so(engine: Path, monkeypatch: pytest.Mo
 
 
 def test_another_name_is_refused_before_the_file_is_opened() -> None:
-    with pytest.raises(UsageError, match="unknown backend 'tpu'; this version runs engines on: cpu, tensorrt-rtx"):
+    with pytest.raises(
+        UsageError, match="unknown backend 'tpu'; this version runs engines on: cpu, cuda, tensorrt-rtx"
+    ):
         TroL.load("no such file", backend="tpu")

@@ -1,0 +1,75 @@
+"""What was built is read from the engine inspector's JSON, as TensorRT 10 and as 11 write it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from trol_engines.built_types import OTHER, built_types, types_of
+
+
+def layer(**output: str) -> dict[str, Any]:
+    return {"Name": "a layer", "LayerType": "gemm", "Inputs": [], "Outputs": [{"Name": "y", **output}]}
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        ({"Format/Datatype": "Half"}, "fp16"),
+        ({"Format/Datatype": "Row major linear FP16 format"}, "fp16"),
+        ({"Format/Datatype": "Float"}, "fp32"),
+        ({"Format/Datatype": "Row major linear BFloat16 format"}, "bf16"),
+        ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format."}, "int8"),
+        ({"Format/Datatype": "N/A due to dynamic shapes"}, OTHER),
+        ({"DataType": "Half", "Format": "Row major linear FP16 format (kLINEAR)"}, "fp16"),
+        ({"DataType": "Float", "Format": "Row major linear FP32 format (kLINEAR)"}, "fp32"),
+        ({}, OTHER),
+    ],
+)
+def test_the_type_of_a_layer_is_that_of_its_output(output: dict[str, str], name: str) -> None:
+    assert types_of({"Layers": [layer(**output)]}) == {name: 1}
+
+
+def test_layers_are_counted_by_type() -> None:
+    half, full = layer(**{"Format/Datatype": "Half"}), layer(**{"Format/Datatype": "Float"})
+    assert types_of({"Layers": [half, full, half], "Bindings": ["x"]}) == {"fp16": 2, "fp32": 1}
+
+
+def test_a_layer_without_outputs_is_counted_too() -> None:
+    assert types_of({"Layers": [{"Name": "a wait", "Outputs": []}]}) == {OTHER: 1}
+
+
+def test_layers_of_which_only_names_are_known_are_not_counted() -> None:
+    assert types_of({"Layers": ["conv + relu"]}) == {}
+
+
+def library(engine: Any) -> Any:
+    """TensorRT whose runtime takes every plan for this engine."""
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+    return SimpleNamespace(
+        Logger=type("Logger", (), {"INTERNAL_ERROR": 0, "__init__": lambda self, severity: None}),
+        Runtime=lambda log: runtime,
+        LayerInformationFormat=SimpleNamespace(JSON=1),
+    )
+
+
+def test_a_plan_is_inspected_by_the_library_that_built_it() -> None:
+    described = json.dumps({"Layers": [layer(**{"Format/Datatype": "Half"})]})
+    inspector = SimpleNamespace(get_engine_information=lambda form: described)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    assert built_types(library(engine), b"plan") == {"fp16": 1}
+
+
+def test_of_a_plan_for_other_gpus_nothing_is_known() -> None:
+    assert built_types(library(None), b"plan") == {}
+
+
+def test_the_names_it_uses_are_those_of_the_installed_package() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="the names of tensorrt_rtx stand for both packages'")
+    assert trt.Logger.INTERNAL_ERROR is not None
+    assert trt.LayerInformationFormat.JSON is not None
+    assert trt.ICudaEngine.create_engine_inspector is not None
+    assert trt.EngineInspector.get_engine_information is not None
