@@ -19,6 +19,7 @@ PRECISIONS = ("fp32", "fp16")
 CPU = "cpu"
 TARGETS = (CPU, "tensorrt-rtx", "tensorrt")
 WEIGHT_FORMS = ("shared", "embedded")
+OPSETS = ("modern", "legacy")
 EXAMPLES = (
     ("--size 1.8b --precision fp16", "fetch BK-Lee/TroL-1.8B and write engine.plan"),
     ("--size tiny", "the small TroL that comes with this package, no network needed"),
@@ -29,7 +30,7 @@ EXAMPLES = (
     ("--check DIR", "list everything about a checkpoint that would stop an export"),
 )
 # The options that go with a source that is no checkpoint to be exported.
-_OWN_OPTIONS = {"check": ("check", "revision", "json"), "add_target": ("add_target", "weights", "json")}
+_OWN_OPTIONS = {"check": ("check", "revision", "json"), "add_target": ("add_target", "weights", "opset", "json")}
 # What an export needs beyond the runtime, as importable modules.
 NEEDED = ("torch", "onnx", "onnx_ir", "onnxruntime", "safetensors", "sentencepiece", "huggingface_hub", "tqdm")
 
@@ -72,8 +73,12 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument(
         "--weights",
         choices=WEIGHT_FORMS,
-        default="shared",
-        help="of plans: one copy for all of them, or one inside each (default: shared)",
+        help="of plans: one copy for all of them, or one inside each (default: what a probe here found, else shared)",
+    )
+    parser.add_argument(
+        "--opset",
+        choices=OPSETS,
+        help="of plans: the form of their graphs (default: legacy for TensorRT before 10.15, else modern)",
     )
     parser.add_argument("--max-seq", type=int, metavar="N", help="tokens of a row, answer included (default: 4096)")
     parser.add_argument("--max-batch", type=int, metavar="N", default=5, help="rows of a batch (default: 5)")
@@ -92,7 +97,14 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
                 raise UsageError(f"{option} exports nothing: leave out {other}")
     if arguments.add_target is not None and arguments.add_target[0] not in TARGETS[1:]:
         raise UsageError(f"--add-target {arguments.add_target[0]}: expected {' or '.join(TARGETS[1:])}")
+    if arguments.opset is not None and arguments.add_target is None and not _plan_targets(arguments):
+        raise UsageError("--opset is for plans: add --target tensorrt-rtx or --target tensorrt, or leave it out")
     return arguments
+
+
+def _plan_targets(arguments: Namespace) -> list[str]:
+    """The targets of an export that plans are built for."""
+    return [target for target in dict.fromkeys(arguments.target or ()) if target != CPU]
 
 
 def _check(arguments: Namespace) -> int:
@@ -104,26 +116,25 @@ def _check(arguments: Namespace) -> int:
 
 
 def _add_target(arguments: Namespace) -> int:
-    require_installed("building plans", ("onnx", "onnx_ir"), "rtx")
     target, path = arguments.add_target
-    plan = _added(target, Path(path), arguments.weights)
+    require_installed("building plans", ("onnx", "onnx_ir"), "rtx" if target == "tensorrt-rtx" else target)
+    plan = _added(target, Path(path), arguments)
     print(json.dumps(plan) if arguments.json else f"{path}: {target} plans of {', '.join(plan['roles'])} added")
     return 0
 
 
-def _added(target: str, path: Path, weights: str) -> dict[str, Any]:
-    """Build a target's plans into an engine file; their record as JSON."""
+def _added(target: str, path: Path, arguments: Namespace) -> dict[str, Any]:
+    """Build a target's plans into an engine file as the arguments say; their record as JSON."""
     from trol_engines.add_plans import add_plans
-    from trol_export.progress import step
 
-    return asdict(add_plans(path, target, "embedded" if weights == "embedded" else "shared", step))
+    return asdict(add_plans(path, target, arguments.weights, arguments.opset))
 
 
 def _export(arguments: Namespace) -> int:
     from trol_export.pipeline import ExportRequest, export_engine
 
-    targets = [target for target in dict.fromkeys(arguments.target or ()) if target != CPU]
-    _require_buildable(targets, arguments.precision)
+    targets = _plan_targets(arguments)
+    _require_buildable(targets, arguments)
     request = ExportRequest(
         source=arguments.checkpoint or arguments.size,
         is_size=arguments.size is not None,
@@ -143,7 +154,7 @@ def _export(arguments: Namespace) -> int:
             "fp16 graphs are",
             file=sys.stderr,
         )
-    plans = [_added(target, request.output, arguments.weights) for target in targets]
+    plans = [_added(target, request.output, arguments) for target in targets]
     if arguments.json:
         record = {"engine": str(request.output), "parity": manifest.parity, "fp16_range": manifest.fp16_range}
         print(json.dumps(record | {"plans": plans}))
@@ -154,7 +165,7 @@ def _export(arguments: Namespace) -> int:
     return 0
 
 
-def _require_buildable(targets: Sequence[str], precision: str) -> None:
+def _require_buildable(targets: Sequence[str], arguments: Namespace) -> None:
     """Raise, before anything is exported, what keeps this machine from building a target."""
     if targets:
         from trol_engines.tensorrt_package import import_tensorrt
@@ -163,7 +174,7 @@ def _require_buildable(targets: Sequence[str], precision: str) -> None:
 
         machine = describe_machine()
         for target in targets:
-            require_buildable(target, machine, precision=precision)
+            require_buildable(target, machine, precision=arguments.precision, opset=arguments.opset)
             import_tensorrt(target)
 
 

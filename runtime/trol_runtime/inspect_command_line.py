@@ -7,13 +7,14 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from trol_runtime.bundle import Bundle
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
-from trol_runtime.errors import UsageError
+from trol_runtime.errors import TrolError, UsageError
 from trol_runtime.known_conflicts import Conflict
 from trol_runtime.machine import MachineDescription
 from trol_runtime.manifest import Manifest, PlanEntry
@@ -21,6 +22,8 @@ from trol_runtime.memory_need import memory_need, readable
 from trol_runtime.one_line import one_line
 from trol_runtime.plan_signature import built_here
 from trol_runtime.system_report import SystemReport, system_report
+from trol_runtime.target_support import PLAN_TARGETS
+from trol_runtime.weight_form import Probe, probe
 
 EXAMPLES = (
     ("engine.plan", "what is inside, what it runs on, its parity record"),
@@ -28,11 +31,12 @@ EXAMPLES = (
     ("engine.plan --verify", "also read every block of the weights and compare SHA-256"),
     ("engine.plan --extract graphs/prefill.onnx -o prefill.onnx", "copy one entry out"),
     ("--system", "what this machine is, builds and runs; needs no engine file"),
+    ("--system --probe", "and whether its plans had better share their weights, for later builds"),
 )
 
 # Tables of the manifest come with sorted keys; these columns read better in this order, others follow.
 _COLUMNS = (
-    *("target", "key", "role", "roles", "precision", "weights", "mixer", "sm", "built with", "built here"),
+    *("target", "key", "role", "roles", "precision", "weights", "mixer", "opset", "sm", "built with", "built here"),
     *("entry", "bytes", "output", "part", "max_abs", "max_abs_diff", "limit", "cosine", "least_cosine", "verdict"),
 )
 _NUMBER = re.compile(r"-?[\d,]+(\.\d+)?(e[+-]\d+)?")
@@ -47,8 +51,7 @@ def main(argv: Sequence[str] | None) -> int:
     """Parse, look, print; returns the exit code."""
     arguments = _parse(argv)
     if arguments.system:
-        report = system_report()
-        print(json.dumps(report.to_json()) if arguments.json else describe_system(report))
+        _inspect_system(arguments)
         return 0
     bundle = Bundle.open(arguments.engine)
     if arguments.verify:
@@ -68,6 +71,28 @@ def main(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def _inspect_system(arguments: argparse.Namespace) -> None:
+    report = system_report()
+    probes = _probes(report) if arguments.probe else {}
+    if arguments.json:
+        found = {target: {**asdict(probe), "weights": probe.form} for target, probe in probes.items()}
+        print(json.dumps({**report.to_json(), **({"probes": found} if found else {})}))
+        return
+    print(describe_system(report))
+    if probes:
+        print(f"\n{_section('weights of plans, by one linear', {name: str(found) for name, found in probes.items()})}")
+
+
+def _probes(report: SystemReport) -> dict[str, Probe]:
+    """Of every library whose plans are built and run here; raises TrolError where there is none."""
+    answers = {target: (report.builds[target], report.runs[target]) for target in PLAN_TARGETS}
+    targets = [target for target, answer in answers.items() if set(answer) == {"yes"}]
+    if not targets:
+        obstacles = (f"{target}: {next(one for one in answer if one != 'yes')}" for target, answer in answers.items())
+        raise TrolError(f"--probe needs a GPU whose plans are built here; {'; '.join(obstacles)}")
+    return {target: probe(target) for target in targets}
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser("trol-inspect", EXAMPLES)
     parser.add_argument("engine", nargs="?", metavar="engine.plan", help="engine file written by trol-export")
@@ -76,7 +101,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--extract", metavar="ENTRY", help="copy this entry of the engine file to a new file")
     parser.add_argument("-o", "--output", metavar="FILE", help="the new file (default: the entry's last name part)")
     parser.add_argument("--system", action="store_true", help="describe this machine instead of an engine file")
+    parser.add_argument("--probe", action="store_true", help="with --system: time weights as inputs and inside plans")
     arguments = parser.parse_args(argv)
+    if arguments.probe and not arguments.system:
+        raise UsageError("--probe is about this machine: add --system, or leave it out")
     if arguments.system and (arguments.engine or arguments.verify or arguments.extract):
         raise UsageError("--system describes this machine: leave out the engine file and its options")
     if not arguments.system and arguments.engine is None:
@@ -136,6 +164,7 @@ def _plan_row(plan: PlanEntry, manifest: Manifest) -> dict[str, Any]:
         "precision": plan.precision,
         "weights": plan.weights or "-",
         "mixer": plan.mixer or "-",
+        "opset": plan.opset,
         "sm": plan.sm or "-",
         "built with": _inline(plan.versions),
         "built here": "-" if plan.sm is None else built_here(plan, manifest.sha256.entries),

@@ -14,12 +14,14 @@ import pytest
 from recorded_machines import NAMES, printed, recorded
 from small_engine import SMALL_ENTRIES, small_manifest, write_small_engine
 from small_plan import SMALL_CONTENTS, small_plan
-from trol_runtime import system_report
+from trol_runtime import inspect_command_line, system_report
 from trol_runtime.bundle import Bundle
 from trol_runtime.command import run_command
 from trol_runtime.inspect_command_line import EXAMPLES, main
 from trol_runtime.machine import MachineDescription
 from trol_runtime.plan_store import add_plan
+from trol_runtime.system_report import report_on
+from trol_runtime.weight_form import Probe
 
 REPORT = """\
 file        {path}, {size:,} bytes, format 1
@@ -35,8 +37,8 @@ generation  eos_token_id 2, 600
 producer    torch 2.13.0, trol-export 0.1.0
 
 runs on:
-  target  key     roles            precision  weights  mixer  sm  built with          built here
-  cpu     x86_64  prefill, decode  fp32       -        -      -   onnxruntime 1.31.1  -
+  target  key     roles            precision  weights  mixer  opset   sm  built with          built here
+  cpu     x86_64  prefill, decode  fp32       -        -      modern  -   onnxruntime 1.31.1  -
 
 entries:
   entry                 bytes
@@ -144,6 +146,7 @@ def test_extract_never_replaces_the_engine_itself(engine: Path, capsys: pytest.C
     ("argv", "message"),
     [
         ([], "which engine file? Type: trol-inspect engine.plan (or trol-inspect --system)"),
+        (["a.plan", "--probe"], "--probe is about this machine: add --system, or leave it out"),
         (["a.plan", "--system"], "--system describes this machine: leave out the engine file and its options"),
         (["a.plan", "-o", "x"], "-o names the file for --extract ENTRY; add --extract, or leave out -o"),
         (["a.plan", "--json", "--extract", "x"], "--json and --extract exclude each other; run trol-inspect twice"),
@@ -176,16 +179,19 @@ def test_plans_are_listed_with_what_they_were_built_for_and_whether_that_was_her
     engine: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    plan = small_plan(Bundle.open(engine).manifest)
+    plan = small_plan(Bundle.open(engine).manifest, mixer="function", opset="legacy")
     add_plan(engine, plan, SMALL_CONTENTS)
     _, out, _ = inspect(capsys, engine)
     heading, cpu, tensorrt = (re.split("  +", line.strip()) for line in out.split("runs on:\n")[1].splitlines()[:3])
     versions = "cuda 13.0, tensorrt 10.16.2.10"
-    assert heading == ["target", "key", "roles", "precision", "weights", "mixer", "sm", "built with", "built here"]
-    assert cpu == ["cpu", "x86_64", "prefill, decode", "fp32", "-", "-", "-", "onnxruntime 1.31.1", "-"]
+    assert heading == [
+        *("target", "key", "roles", "precision"),
+        *("weights", "mixer", "opset", "sm", "built with", "built here"),
+    ]
+    assert cpu == ["cpu", "x86_64", "prefill, decode", "fp32", "-", "-", "modern", "-", "onnxruntime 1.31.1", "-"]
     assert tensorrt == [
         *("tensorrt", plan.key, "prefill, decode", "fp16"),
-        *("shared", "plugin", "8.7", versions, "yes"),
+        *("shared", "function", "legacy", "8.7", versions, "yes"),
     ]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     _, out, _ = inspect(capsys, engine)
@@ -251,3 +257,29 @@ def test_a_closed_pipe_ends_the_command_quietly(engine: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=20) == 141
+
+
+def test_a_probe_says_which_form_of_weights_is_better_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = report_on(recorded("orin_nano_jetpack_7_2"))
+    report = replace(report, builds={**report.builds, "tensorrt": "yes"}, runs={**report.runs, "tensorrt": "yes"})
+    monkeypatch.setattr(inspect_command_line, "system_report", lambda: report)
+    monkeypatch.setattr(inspect_command_line, "probe", lambda target: Probe(shared_us=312.25, embedded_us=250.0))
+    code, out, _ = inspect(capsys, "--system", "--probe")
+    assert code == 0
+    assert out.endswith(
+        "weights of plans, by one linear:\n  tensorrt  embedded (312.2 us a run as input, 250.0 us inside the plan)\n"
+    )
+    found = json.loads(inspect(capsys, "--system", "--probe", "--json")[1])["probes"]
+    assert found == {"tensorrt": {"shared_us": 312.25, "embedded_us": 250.0, "weights": "embedded"}}
+
+
+def test_without_a_gpu_there_is_nothing_to_probe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect_command_line, "system_report", lambda: report_on(recorded("no_gpu")))
+    code, out, err = inspect(capsys, "--system", "--probe")
+    assert (code, out) == (1, "")
+    assert err.startswith("trol-inspect: --probe needs a GPU whose plans are built here; tensorrt-rtx: ")
+    assert err.count("\n") == 1
