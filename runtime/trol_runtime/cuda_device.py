@@ -1,5 +1,6 @@
 """One GPU through CUDA's runtime: memory, copies and graphs, all on one stream, where everything runs in order.
 
+Threads take turns by `lock`: what one puts on the stream while another captures would become part of that one's graph.
 Memory that is freed is kept for the next allocation of its size: what runs later on the stream finds it free, and a
 session that begins anew has its cache where the last one had it, so that captured graphs stay valid.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from threading import RLock
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -79,11 +81,14 @@ class _Graph:
 class CudaDevice:
     """The current device of this process and a stream of its own.
 
+    lock: held by every call, and by whoever makes several that belong together
+
     Raises MissingExtraError without CUDA's Python package, TrolError without a driver or a GPU.
     """
 
     def __init__(self) -> None:
         self._cuda = cuda_runtime()
+        self.lock = RLock()
         self._free: dict[int, list[int]] = {}  # addresses by size
         self._in_use: Counter[str] = Counter()  # bytes by what they hold
         self.stream: int = int(self._call("cudaStreamCreate"))
@@ -94,15 +99,17 @@ class CudaDevice:
         what: what it will hold, for messages: "weights", "KV cache", "activations"
         Raises LimitError with what the device holds already when there is not enough.
         """
-        kept = self._free.get(nbytes)
-        address = kept.pop() if kept else self._allocated(nbytes, what)
-        self._in_use[what] += nbytes
-        return DeviceMemory(self, address, nbytes, what)
+        with self.lock:
+            kept = self._free.get(nbytes)
+            address = kept.pop() if kept else self._allocated(nbytes, what)
+            self._in_use[what] += nbytes
+            return DeviceMemory(self, address, nbytes, what)
 
     def take_back(self, address: int, nbytes: int, what: str) -> None:
         """Keep freed memory for the next allocation of its size."""
-        self._in_use[what] -= nbytes
-        self._free.setdefault(nbytes, []).append(address)
+        with self.lock:
+            self._in_use[what] -= nbytes
+            self._free.setdefault(nbytes, []).append(address)
 
     def memory(self) -> tuple[int, int]:
         """Bytes that are free on the device, and all of them; what is kept for reuse counts as taken."""
@@ -155,13 +162,15 @@ class CudaDevice:
     def captured(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """What `enqueue` puts on the stream, as one graph that the returned function launches; runs nothing yet."""
         cuda = self._cuda
-        self._call("cudaStreamBeginCapture", self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        try:
-            enqueue()
-        finally:  # a capture that failed must end, too
-            error, graph = cuda.cudaStreamEndCapture(self.stream)
-        self._check("cudaStreamEndCapture", error)
-        return _Graph(self._call, graph, self.stream).launch
+        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with self.lock:
+            self._call("cudaStreamBeginCapture", self.stream, mode)
+            try:
+                enqueue()
+            finally:  # a capture that failed must end, too
+                error, graph = cuda.cudaStreamEndCapture(self.stream)
+            self._check("cudaStreamEndCapture", error)
+            return _Graph(self._call, graph, self.stream).launch
 
     def _allocated(self, nbytes: int, what: str) -> int:
         error, address = self._cuda.cudaMalloc(nbytes)
@@ -191,7 +200,8 @@ class CudaDevice:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a function of CUDA's runtime: its result, several as a tuple, None for none."""
-        error, *results = getattr(self._cuda, name)(*arguments)
+        with self.lock:
+            error, *results = getattr(self._cuda, name)(*arguments)
         self._check(name, error)
         return results[0] if len(results) == 1 else tuple(results) or None
 

@@ -1,23 +1,25 @@
-"""The backend of NVIDIA GPUs: TensorRT plans over weights that lie on the device once, caches written in place.
+"""The backend of NVIDIA GPUs: TensorRT plans over weights that lie on the device once, and caches that stay there.
 
-Everything runs on one stream in the order it is asked for; the host waits for embeddings and for logits.
+Everything runs on one stream in the order it is asked for; the host waits for embeddings and for logits. Threads take
+turns, run by run: inputs and outputs have one place each.
 Not run on a GPU yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trol_runtime.array_types import Floats, Ids
-from trol_runtime.cache_names import PAST, PAST_SECOND_PASS, PRESENT, PRESENT_SECOND_PASS, cache_names
+from trol_runtime.cache_forms import CacheForm, CacheUse, InPlace, NewRows, Prefix
+from trol_runtime.cache_names import PAST, cache_names
 from trol_runtime.cuda_device import CudaDevice, DeviceMemory
 from trol_runtime.decode_graph import DecodeGraph
-from trol_runtime.device_cache import DeviceBuffer, DeviceCache
-from trol_runtime.manifest import Limits
+from trol_runtime.device_cache import DeviceCache
+from trol_runtime.manifest import Limits, Opset
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.tensorrt_plan import Tensor
 
@@ -39,18 +41,21 @@ class GpuPlan(Protocol):
 class GpuBackend:
     """Runs the roles of one engine file; keeps no state of a conversation.
 
-    plans: by role; weights and activations are theirs already
+    plans: by role; weights and activations are theirs already. opset: the form they have
     """
 
-    def __init__(self, device: CudaDevice, plans: Mapping[str, GpuPlan], config: ModelConfig, limits: Limits) -> None:
+    def __init__(
+        self,
+        device: CudaDevice,
+        plans: Mapping[str, GpuPlan],
+        config: ModelConfig,
+        limits: Limits,
+        opset: Opset = "modern",
+    ) -> None:
         self._device, self._plans, self._config, self._limits = device, plans, config, limits
         self._staged: dict[tuple[str, str], DeviceMemory] = {}  # by role and name, as large as they were needed
         self._decode_graph = DecodeGraph(device)
-        layers = config.decoder.layers
-        self._first_pass, self._second_pass = (
-            list(zip(cache_names(past, layers), cache_names(present, layers), strict=True))
-            for past, present in ((PAST, PRESENT), (PAST_SECOND_PASS, PRESENT_SECOND_PASS))
-        )
+        self._caches: CacheForm = NewRows(device) if opset == "legacy" else InPlace()
 
     def new_cache(self, keeps_second_pass: bool) -> DeviceCache:
         """An empty cache for a session."""
@@ -60,13 +65,15 @@ class GpuBackend:
     def encode(self, pixel_values: Floats) -> Floats:
         """(crops, 3, h, w) -> image embeddings (crops, tokens, hidden), as many crops at a time as the plan takes."""
         most = self._plans["vision"].largest("pixel_values")[0]
-        parts = [self._encoded(pixel_values[begin : begin + most]) for begin in range(0, len(pixel_values), most)]
+        with self._device.lock:
+            parts = [self._encoded(pixel_values[begin : begin + most]) for begin in range(0, len(pixel_values), most)]
         return np.concatenate(parts)
 
     def prefill(self, cache: DeviceCache, input_ids: Ids, image_embeds: Floats, cos: Floats, sin: Floats) -> Floats:
         """As `CpuBackend.prefill`."""
         inputs = self._prompt(input_ids, image_embeds, cos, sin)
-        return self._run("prefill", inputs, self._in_place(self._first_pass, cache.first_pass), rows=1)
+        with self._device.lock:
+            return self._run("prefill", inputs, self._caches.use("prefill", cache, input_ids.shape[1]), rows=1)
 
     def extend(
         self,
@@ -80,10 +87,9 @@ class GpuBackend:
     ) -> Floats:
         """As `CpuBackend.extend`."""
         inputs = self._prompt(input_ids, image_embeds, cos, sin)
-        inputs |= {"write_index": write_index, "attention_mask": attention_mask}
-        caches = self._in_place(self._first_pass, cache.first_pass)
-        caches |= self._in_place(self._second_pass, cache.second_pass)
-        return self._run("extend", inputs, caches, rows=1)
+        with self._device.lock:
+            use = self._caches.use("extend", cache, input_ids.shape[1], Prefix(write_index, attention_mask))
+            return self._run("extend", inputs, use, rows=1)
 
     def decode(
         self,
@@ -96,8 +102,9 @@ class GpuBackend:
     ) -> Floats:
         """As `CpuBackend.decode`."""
         inputs: dict[str, NDArray[Any]] = {"token_ids": token_ids, "cos": cos, "sin": sin}
-        inputs |= {"write_index": write_index, "attention_mask": attention_mask}
-        return self._run("decode", inputs, self._in_place(self._first_pass, cache.first_pass), rows=len(token_ids))
+        with self._device.lock:
+            use = self._caches.use("decode", cache, 1, Prefix(write_index, attention_mask))
+            return self._run("decode", inputs, use, rows=len(token_ids))
 
     def _prompt(self, input_ids: Ids, image_embeds: Floats, cos: Floats, sin: Floats) -> dict[str, NDArray[Any]]:
         """Without a picture the graph still wants a row of embeddings, which it does not use."""
@@ -117,19 +124,19 @@ class GpuBackend:
         plan.keep_compiled()
         return embeds.astype(np.float32)
 
-    def _run(
-        self, role: str, inputs: Mapping[str, NDArray[Any]], caches: Mapping[str, Tensor], rows: int
-    ) -> NDArray[np.float32]:
+    def _run(self, role: str, inputs: Mapping[str, NDArray[Any]], caches: CacheUse, rows: int) -> NDArray[np.float32]:
         """One run of a role of the language model; returns its logits, (rows, vocab)."""
         plan = self._plans[role]
         logits = np.empty((rows, self._config.decoder.vocab_size), np.float32)
         output = self._room(role, "logits", logits.nbytes)
-        tensors = {**self._uploaded(role, inputs), **caches, "logits": Tensor(output.address, logits.shape)}
+        tensors = self._uploaded(role, {**inputs, **caches.inputs})
+        tensors |= {**caches.tensors, "logits": Tensor(output.address, logits.shape)}
         if role == "decode":
             self._decode_graph.run(plan, tensors)
         else:
             plan.bind(tensors)
             plan.enqueue()
+        caches.finish()
         self._device.download(logits, output.address)
         plan.keep_compiled()
         return logits
@@ -150,11 +157,3 @@ class GpuBackend:
         if known is None or known.nbytes < nbytes:
             known = self._staged[role, name] = self._device.allocate(nbytes, "inputs and outputs")
         return known
-
-    def _in_place(self, names: Sequence[tuple[str, str]], buffers: Sequence[DeviceBuffer]) -> dict[str, Tensor]:
-        """Every cache as input and output at one address."""
-        return {
-            name: Tensor(buffer.address, buffer.shape)
-            for pair, buffer in zip(names, buffers, strict=True)
-            for name in pair
-        }

@@ -1,4 +1,4 @@
-"""The GPU backend on a GPU that is none: the same tokens as on the CPU, from the same session code.
+"""The GPU backend on a GPU that is none: the same tokens as on the CPU, from the same session code, in both forms.
 
 tests/fake_gpu keeps what CUDA and TensorRT ask of their callers and runs the plans' graphs with ONNX Runtime. Not run
 on a GPU yet.
@@ -7,6 +7,7 @@ on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from fake_gpu.tensorrt import FakeRuntimeCache
 from trol_runtime import TroL
 from trol_runtime.bundle import Bundle
 from trol_runtime.errors import LimitError
+from trol_runtime.manifest import Opset
 
 PICTURE = picture(40, 40)
 QUESTION = "What is in the picture?"
@@ -47,10 +49,15 @@ def cpu(bundle: Bundle) -> TroL:
     return TroL(bundle)
 
 
+@pytest.fixture(scope="module", params=["modern", "legacy"])
+def opset(request: pytest.FixtureRequest) -> Opset:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def gpu(bundle: Bundle) -> Iterator[FakeGpu]:
+def gpu(bundle: Bundle, opset: Opset) -> Iterator[FakeGpu]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        yield put_on_fake_gpu(bundle, monkeypatch)
+        yield put_on_fake_gpu(bundle, monkeypatch, opset)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +129,13 @@ def test_two_sessions_take_turns(cpu: TroL, model: TroL) -> None:
         assert_close(found, expected)
 
 
+def test_threads_take_turns(cpu: TroL, model: TroL) -> None:
+    questions = [f"{number} {QUESTION}" for number in range(6)]
+    with ThreadPoolExecutor(3) as threads:
+        said = list(threads.map(lambda question: model.generate(question, [PICTURE], max_new_tokens=6), questions))
+    assert said == [cpu.generate(question, [PICTURE], max_new_tokens=6) for question in questions]
+
+
 def test_a_row_can_be_filled_to_the_engines_limit(cpu: TroL, model: TroL) -> None:
     ids = np.full((1, MICRO_MAX_SEQ - 2), 9)
     for one in (model, cpu):
@@ -140,9 +154,9 @@ def test_decode_steps_become_one_launch(model: TroL, gpu: FakeGpu) -> None:
 
 
 def test_a_plan_that_cannot_be_captured_is_run_as_it_is(
-    bundle: Bundle, cpu: TroL, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cpu: TroL, monkeypatch: pytest.MonkeyPatch, opset: Opset
 ) -> None:
-    gpu = put_on_fake_gpu(bundle, monkeypatch)
+    gpu = put_on_fake_gpu(bundle, monkeypatch, opset)
     gpu.cuda.capturable = False
     model = gpu_model(bundle, gpu)
     assert model.generate(QUESTION, max_new_tokens=6) == cpu.generate(QUESTION, max_new_tokens=6)
@@ -188,6 +202,23 @@ def test_a_session_that_begins_anew_takes_no_further_memory(model: TroL, gpu: Fa
     for _ in range(3):
         model.session.prefill(ids)
     assert gpu.cuda.memory.in_use == before
+
+
+def test_new_rows_take_memory_once_and_twice_what_they_need_at_most(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = put_on_fake_gpu(bundle, monkeypatch, "legacy")
+    model = gpu_model(bundle, gpu)
+    decoder = bundle.manifest.model.decoder
+    ids = np.full((1, 300), 9)
+    model.session.prefill(ids)
+    needed = 2 * decoder.layers * decoder.kv_heads * ids.size * decoder.head_dim * 4
+    held = gpu.device._in_use["new keys and values"]
+    assert needed <= held <= 2 * needed
+    for tokens in (40, 300):
+        model.session.prefill(ids[:, :tokens])
+        model.session.decode(np.array([7]))
+    assert gpu.device._in_use["new keys and values"] == held
 
 
 def test_without_memory_the_numbers_are_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
