@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trol_benchmarks.world.test_set import AskedQuestion, QuestionSet
+from trol_runtime.backends import CPU
 from trol_runtime.bundle import Bundle
-from trol_runtime.cpu_backend import TARGET
 from trol_runtime.engine import TOKENIZER_ENTRY, TroL
 from trol_runtime.errors import EngineFileError, LimitError, UsageError
 from trol_runtime.generation import Generation
@@ -76,15 +76,19 @@ def require_askable(
 
 
 def ask_engine(
-    bundle: Bundle, question_set: QuestionSet, questions: Sequence[AskedQuestion], threads: int | None = None
+    bundle: Bundle,
+    question_set: QuestionSet,
+    questions: Sequence[AskedQuestion],
+    threads: int | None = None,
+    backend: str = CPU,
 ) -> Answers:
     """The greedy answers to `questions` of `question_set`; progress goes to stderr.
 
-    threads: cores of one run; None: all physical ones
+    threads: cores of one run on the CPU; None: all physical ones. backend: what runs the engine
     Raises what TroL and its `start` raise, and LimitError where the engine has no room for a question and an answer.
     """
-    model = TroL(bundle, threads)
-    identity = _identity(bundle)
+    model = TroL(bundle, threads, backend=backend)
+    identity = _identity(bundle, backend)
     session = model.new_session(keep_prefix=True)
     begin = time.perf_counter()
     answers = {}
@@ -117,11 +121,11 @@ def _begin(
     return answer
 
 
-def _identity(bundle: Bundle) -> EngineIdentity:
+def _identity(bundle: Bundle, backend: str) -> EngineIdentity:
     manifest = bundle.manifest
     sha256 = _file_sha256(bundle.path)
     bundle.require_same_file()  # it is that of the engine which answers
-    return EngineIdentity(sha256, manifest.precision, TARGET, manifest.sha256.entries[TOKENIZER_ENTRY])
+    return EngineIdentity(sha256, manifest.precision, backend, manifest.sha256.entries[TOKENIZER_ENTRY])
 
 
 def _file_sha256(path: Path) -> str:

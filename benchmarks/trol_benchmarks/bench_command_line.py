@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from trol_runtime.backends import BACKENDS, CPU
 from trol_runtime.command import run_script
 from trol_runtime.command_parser import CommandParser
 from trol_runtime.errors import UsageError
@@ -21,6 +22,7 @@ ACCURACY_EXAMPLES = (
     ("engine.plan --against other.plan", "and whether another engine answers differently"),
     ("engine.plan -o record.json", "keep every answer"),
     ("engine.plan --against record.json", "compare with an engine that is no longer there"),
+    ("engine.plan --backend cuda --against engine.plan", "the same engine on a GPU and on the CPU"),
     ("engine.plan --limit 100", "a first look in a tenth of the time"),
 )
 EXAMPLES = tuple((f"accuracy {arguments}", meaning) for arguments, meaning in ACCURACY_EXAMPLES)
@@ -62,7 +64,7 @@ def measure_accuracy(arguments: argparse.Namespace) -> None:
     if other_engine is not None:
         require_askable(other_engine, question_set, asked, arguments.threads)
 
-    answers = ask_engine(engine, question_set, asked, arguments.threads)
+    answers = ask_engine(engine, question_set, asked, arguments.threads, arguments.backend)
     try:
         if other_engine is not None:
             against = ask_engine(other_engine, question_set, asked, arguments.threads)
@@ -93,7 +95,10 @@ def _parser() -> CommandParser:
         "accuracy", examples=ACCURACY_EXAMPLES, help="how many questions about drawn pictures an engine answers right"
     )
     accuracy.add_argument("engine", metavar="engine.plan", help="engine file written by trol-export")
-    accuracy.add_argument("--against", metavar="FILE", help="compare with another engine, or with the record of one")
+    accuracy.add_argument(
+        "--against", metavar="FILE", help="compare with another engine, on the CPU, or with the record of one"
+    )
+    accuracy.add_argument("--backend", choices=BACKENDS, default=CPU, help=f"what runs engine.plan (default: {CPU})")
     accuracy.add_argument(
         "-o", "--output", metavar="FILE", help="also write a record, the report with every answer, as JSON"
     )

@@ -18,6 +18,7 @@ from trol_benchmarks import accuracy
 from trol_benchmarks.accuracy import MOST_NEW_TOKENS, ask_engine, open_engine
 from trol_benchmarks.world.test_set import AskedQuestion
 from trol_runtime import TroL
+from trol_runtime.bundle import Bundle
 from trol_runtime.cpu_backend import CpuBackend
 from trol_runtime.errors import EngineFileError, LimitError, UsageError
 
@@ -57,6 +58,21 @@ def test_the_engine_that_answered_is_named_by_its_file_and_its_tokenizer(micro_e
     assert engine.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (engine.precision, engine.target) == ("fp16", "cpu")
     assert engine.tokenizer_sha256 == hashlib.sha256(bundle.read("tokenizer.json")).hexdigest()
+
+
+def test_it_answers_on_the_backend_named_and_the_answers_say_which(
+    micro_engine: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def on_a_gpu(bundle: Bundle, threads: int | None, backend: str) -> TroL:
+        loaded.append(backend)
+        return TroL(bundle, threads)
+
+    monkeypatch.setattr(accuracy, "TroL", on_a_gpu)
+    answers = ask_engine(open_engine(str(micro_engine("internlm2"))), SET, SET.questions[:1], backend="cuda")
+    assert loaded == ["cuda"]
+    assert answers.engine.target == "cuda"
 
 
 def test_an_engine_that_is_replaced_while_it_is_loaded_is_refused(micro_engine: EngineOf, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from conftest import EngineOf
+from recorded_machines import recorded
 from small_question_set import small_question_set
 from trol_benchmarks import accuracy, bench_command_line
 from trol_benchmarks.bench_command_line import ACCURACY_EXAMPLES, EXAMPLES, _parse, main
 from trol_benchmarks.world.test_set import write_question_set
+from trol_runtime import machine
 from trol_runtime.atomic_file import AtomicFile
 from trol_runtime.command import run_command
 from trol_runtime.errors import TrolError
@@ -111,6 +113,14 @@ def test_of_the_released_set_the_first_questions_can_be_asked_alone(run: Run, en
     code, out, _ = run("accuracy", engine, "--limit", 3)
     assert code == 0
     assert "the first 3 of the 1,000 questions" in out
+
+
+def test_a_backend_that_does_not_run_here_is_refused_in_one_line(
+    run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "describe_machine", lambda: recorded("no_gpu"))
+    line = "tensorrt-rtx needs an NVIDIA GPU, none to be seen here; run the target cpu"
+    assert refused(run, engine, "--backend", "tensorrt-rtx") == (1, line)
 
 
 def test_another_engine_is_asked_the_same_questions(

@@ -71,6 +71,13 @@ def test_without_the_extras_one_line_has_the_pip_command() -> None:
         (["--add-target", "tensorrt-rtx"], "argument --add-target: expected 2 arguments"),
         (["--add-target", "tensorrt", "engine.plan", "--max-seq", "64"], "exports nothing: leave out --max-seq"),
         (["--checkpoint", "MICRO", "--weights", "none"], "argument --weights: invalid choice: 'none'"),
+        (
+            ["--checkpoint", "MICRO", "--target", "tensorrt-rtx", "--opset", "17"],
+            "argument --opset: invalid choice: '17'",
+        ),
+        (["--checkpoint", "MICRO", "--opset", "legacy"], "--opset is for plans: add --target tensorrt-rtx or --target"),
+        (["--checkpoint", "MICRO", "--target", "cpu", "--opset", "modern"], "--opset is for plans: add --target"),
+        (["--check", "MICRO", "--opset", "legacy"], "--check exports nothing: leave out --opset"),
         (["--checkpoint", "MICRO", "--max-seq", "many"], "argument --max-seq: invalid int value: 'many'"),
         (["--checkpoint", "MICRO", "--max-seq", "7"], "--max-seq is 7, expected at least 8"),
         (["--checkpoint", "MICRO", "--max-seq", "32769"], "--max-seq is 32769, this model allows 8 to 32768"),

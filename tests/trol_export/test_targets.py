@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from conftest import EngineOf
+from recorded_machines import recorded
+from trol_engines import add_plans
 from trol_runtime.bundle import Bundle
 from trol_runtime.engine import TroL
 
@@ -47,9 +49,23 @@ def test_a_target_is_added_to_a_file_that_still_runs_on_the_cpu(trol_export: Tro
     assert TroL.load(engine).generate("What is it?", max_new_tokens=4) == before
 
 
-def test_weights_can_lie_in_the_plans(trol_export: TrolExport, engine: Path) -> None:
-    ended = trol_export("--add-target", "tensorrt-rtx", engine, "--weights", "embedded", "--json")
-    assert json.loads(ended.stdout)["weights"] == "embedded"
+def test_weights_can_lie_in_the_plans_and_these_be_legacy_ones(trol_export: TrolExport, engine: Path) -> None:
+    forms = ["--weights", "embedded", "--opset", "legacy"]
+    plan = json.loads(trol_export("--add-target", "tensorrt-rtx", engine, *forms, "--json").stdout)
+    assert (plan["weights"], plan["opset"]) == ("embedded", "legacy")
+
+
+def test_a_form_that_the_library_does_not_read_is_one_line_and_exit_code_2(
+    trol_export: TrolExport, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jetson = recorded("thor_jetpack_7_1")
+    monkeypatch.setattr(add_plans, "describe_machine", lambda: jetson)
+    ended = trol_export("--add-target", "tensorrt", engine, "--opset", "modern")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "trol-export: TensorRT 10.13.3.9 does not read modern graphs (opset 24), 10.15 and newer do; leave out "
+        "--opset modern\n"
+    )
 
 
 @pytest.mark.parametrize("source", ["--checkpoint", "--add-target"])
