@@ -97,8 +97,10 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
                 raise UsageError(f"{option} exports nothing: leave out {other}")
     if arguments.add_target is not None and arguments.add_target[0] not in TARGETS[1:]:
         raise UsageError(f"--add-target {arguments.add_target[0]}: expected {' or '.join(TARGETS[1:])}")
-    if arguments.opset is not None and arguments.add_target is None and not _plan_targets(arguments):
-        raise UsageError("--opset is for plans: add --target tensorrt-rtx or --target tensorrt, or leave it out")
+    if arguments.add_target is None and not _plan_targets(arguments):
+        for name in ("weights", "opset"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name} is for plans: add --target tensorrt-rtx or tensorrt, or leave it out")
     return arguments
 
 

@@ -85,7 +85,10 @@ def _first(limit: int | None, question_set: QuestionSet) -> tuple[AskedQuestion,
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    return _parser().parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    if arguments.command is not None and arguments.threads is not None and arguments.backend != CPU:
+        raise UsageError(f"--threads is for the CPU, and --backend is {arguments.backend}; leave one of them out")
+    return arguments
 
 
 def _parser() -> CommandParser:

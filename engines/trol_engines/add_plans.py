@@ -19,12 +19,14 @@ from trol_runtime.manifest import Opset, PlanEntry
 from trol_runtime.plan_choice import BuiltFor, Device, graphs_sha256, this_platform
 from trol_runtime.plan_store import add_plan, keep_plan
 from trol_runtime.progress import step
-from trol_runtime.target_support import opset_for, require_buildable
+from trol_runtime.target_support import known_sm, opset_for, require_buildable
 from trol_runtime.version_numbers import version_numbers
 from trol_runtime.weight_form import WeightForm, best_form
 
-# A plan built without further configuration runs on these (TensorRT-RTX, "CPU-Only AOT and TensorRT-RTX Engines").
-_RTX_SMS = ("8.0", "8.6", "8.9", "12.0")
+# A plan built without further configuration runs on these: 8.0, 8.6, 8.9, 12.0 and later; one for Turing must be asked
+# for (TensorRT-RTX, "CPU-Only AOT and TensorRT-RTX Engines").
+_RTX_SMS, _TURING = ("8.0", "8.6", "8.9", "12.0", "12.1"), "7.5"
+_COPIES = 3  # of the language model's weights where they are embedded: prefill, decode and extend hold one each
 
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 
@@ -69,10 +71,10 @@ def _build(path: Path, target: str, weights: WeightForm | None, opset: Opset | N
     form = _form(
         package,
         machine,
-        weights or best_form(here, bundle.manifest.precision),
+        weights or (best_form(here, bundle.manifest.precision) if _can_embed(package, machine, bundle) else "shared"),
         opset or opset_for(target, package.version),
     )
-    built_for = _built_for(package, bundle, form, machine.sm)
+    built_for = _built_for(package, bundle, form, machine)
     if form.weights == "embedded":
         with step("verify the weights"):
             bundle.verify()
@@ -85,6 +87,16 @@ def _build(path: Path, target: str, weights: WeightForm | None, opset: Opset | N
     return _Built(bundle, built_for.plan(tuple(plans), {}, computes), plans)
 
 
+def _can_embed(package: TensorRTPackage, machine: MachineDescription, bundle: Bundle) -> bool:
+    """Whether the package puts weights into plans, and all copies take no more than half of the GPU's memory.
+
+    The other half is for caches and activations.
+    """
+    memory = machine.gpu.memory if machine.gpu else None
+    weights = sum(tensor.nbytes for tensor in bundle.manifest.tensors.values())
+    return package.takes_weights and memory is not None and 2 * _COPIES * weights <= memory
+
+
 def _form(package: TensorRTPackage, machine: MachineDescription, weights: WeightForm, opset: Opset) -> PlanForm:
     """Raises UsageError where the package cannot put weights into plans."""
     if weights == "embedded" and not package.takes_weights:
@@ -93,7 +105,9 @@ def _form(package: TensorRTPackage, machine: MachineDescription, weights: Weight
             "--weights embedded"
         )
     # Written out in a legacy graph, the mixer is no node that a plugin could take the place of.
-    return PlanForm(weights, "function" if opset == "legacy" else build_mixer_as(package, machine), opset)
+    mixer: MixerForm = "function" if opset == "legacy" else build_mixer_as(package, machine)
+    only_sm = _TURING if (package.target, machine.sm) == ("tensorrt-rtx", _TURING) else None
+    return PlanForm(weights, mixer, opset, only_sm)
 
 
 def what_computes(built: BuiltPlan, inspected: Mapping[str, int]) -> dict[str, str]:
@@ -131,14 +145,13 @@ def _cuda_release(machine: MachineDescription) -> tuple[int, int]:
     return major, minor
 
 
-def _built_for(package: TensorRTPackage, bundle: Bundle, form: PlanForm, sm: str | None) -> BuiltFor:
+def _built_for(package: TensorRTPackage, bundle: Bundle, form: PlanForm, machine: MachineDescription) -> BuiltFor:
     """A plan for RTX is portable between GPUs and systems, one of full TensorRT is this machine's."""
     sms: tuple[str, ...]
     if package.target == "tensorrt-rtx":
-        sms, platform = _RTX_SMS, None
+        sms, platform = (form.only_sm,) if form.only_sm else _RTX_SMS, None
     else:
-        assert sm is not None  # require_buildable saw to it
-        sms, platform = (sm,), this_platform()
+        sms, platform = (known_sm(machine),), this_platform()
     return BuiltFor(
         target=package.target,
         version=package.version,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from trol_runtime.progress import step
@@ -43,7 +45,7 @@ class BuildProgress:
 
 
 class Phases:
-    """The share of a build that is done, from the phases within phases that TensorRT reports.
+    """The share of a build that is done, from the phases within phases that TensorRT reports, in whatever thread.
 
     told: is given the share, 0 to 1, whenever it has grown
     """
@@ -51,45 +53,70 @@ class Phases:
     def __init__(self, told: Callable[[float], None]) -> None:
         self._told = told
         self._share = 0.0
-        self._active: dict[str, list[Any]] = {}  # by name: parent, steps, steps done
+        self._active: dict[str, _Phase] = {}
+        self._lock = Lock()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        self._active[name] = [parent, max(steps, 1), 0]
+        with self._lock:
+            self._active[name] = _Phase(parent, max(steps, 1))
 
     def step(self, name: str) -> None:
-        self._active[name][2] += 1
-        share = max((self._done(root) for root, (parent, *_) in self._active.items() if not parent), default=0.0)
-        if share > self._share:
-            self._share = share
-            self._told(share)
+        with self._lock:
+            if name not in self._active:  # of a name that two phases had, the other one has ended
+                return
+            self._active[name].done += 1
+            roots = (root for root, phase in self._active.items() if phase.parent is None)
+            share = max((self._done(root) for root in roots), default=0.0)
+            if share > self._share:
+                self._share = share
+                self._told(share)
 
     def finish(self, name: str) -> None:
-        del self._active[name]
+        with self._lock:
+            self._active.pop(name, None)
 
     def _done(self, name: str) -> float:
         """Whole steps, and of the one under way what the phases within it have done."""
-        _, steps, done = self._active[name]
-        within = [self._done(child) for child, (parent, *_) in self._active.items() if parent == name]
-        return min(1.0, (done + max(within, default=0.0)) / steps)
+        phase = self._active[name]
+        within = [self._done(child) for child, other in self._active.items() if other.parent == name]
+        return min(1.0, (phase.done + max(within, default=0.0)) / phase.steps)
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
 
 
 def progress_monitor(trt: Any, told: Callable[[float], None]) -> Any:
-    """What a builder's configuration takes as its progress monitor (IProgressMonitor); it never ends a build."""
+    """What a builder's configuration takes as its progress monitor (IProgressMonitor).
+
+    Ctrl-C ends the build at its next step; `interrupted` says so then. It arrives in whatever Python runs, and TensorRT
+    swallows what these functions raise.
+    """
     phases = Phases(told)
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self.interrupted = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            phases.start(phase_name, parent_phase, num_steps)
+            self._noting_interruption(lambda: phases.start(phase_name, parent_phase, num_steps))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            phases.step(phase_name)
-            return True
+            self._noting_interruption(lambda: phases.step(phase_name))
+            return not self.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            phases.finish(phase_name)
+            self._noting_interruption(lambda: phases.finish(phase_name))
+
+        def _noting_interruption(self, note: Callable[[], None]) -> None:
+            try:
+                note()
+            except KeyboardInterrupt:
+                self.interrupted = True
 
     return Monitor()
 

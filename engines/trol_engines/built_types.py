@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from trol_runtime.tensorrt_log import quiet_log
+
 # Up to TensorRT 10 type and layout are one text, "Row major linear FP16 format" or "Half"; from 11 on two.
 _TYPE_FIELDS = ("DataType", "Format/Datatype")
 _TYPE_NAMES = {
@@ -29,12 +31,30 @@ OTHER = "other"  # what has no type of these: "N/A due to dynamic shapes"
 
 
 def built_types(trt: Any, plan: bytes) -> dict[str, int]:
-    """How many layers of a plan have which type as their first output; none where it is for other GPUs than this."""
-    engine = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR)).deserialize_cuda_engine(plan)
+    """How many layers of a plan have which type as their first output.
+
+    Empty where the plan is for other GPUs than this one, or the inspector tells no types.
+    """
+    engine = trt.Runtime(quiet_log(trt)).deserialize_cuda_engine(plan)
     if engine is None:
         return {}
-    described = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return types_of(json.loads(described))
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = _typical_context(trt, engine)
+    try:
+        types = types_of(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+    except ValueError:  # no answer, or no JSON: what was built is as good without
+        return {}
+    return types if types.keys() - {OTHER} else {}
+
+
+def _typical_context(trt: Any, engine: Any) -> Any:
+    """A context with the shapes the plan is tuned for: without any, types of dynamic tensors are not told."""
+    context = engine.create_execution_context()
+    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+    for name in names:
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[1])
+    return context
 
 
 def types_of(engine: Mapping[str, Any]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from trol_engines.plan_profile import ShapeRange
 from trol_engines.tensorrt_package import TensorRTPackage
 from trol_runtime.errors import TrolError
 from trol_runtime.one_line import one_line
+from trol_runtime.tensorrt_log import quiet_log
 
 # Layers that compute, by the group under which their type is reported; what only moves data is not listed.
 _GROUPS = {
@@ -48,6 +49,7 @@ def build_plan(
     graph: bytes,
     ranges: Mapping[str, ShapeRange],
     weights: Mapping[str, NDArray[np.uint8]] | None = None,
+    only_sm: str | None = None,
     say_share: Callable[[float], None] | None = None,
 ) -> BuiltPlan:
     """The plan of one graph.
@@ -55,11 +57,12 @@ def build_plan(
     graph:   an ONNX model whose external tensors are inputs, or are all among `weights`
     ranges:  of the inputs that have an axis without a size
     weights: the bytes of tensors by name, where the plan is to hold them; they are read, not kept
+    only_sm: the only compute capability the plan is for, such as "7.5"; None leaves it to the library
     say_share: is told which share of the build is done, 0 to 1
     Raises TrolError with what the parser or the builder found wrong.
     """
     trt = package.trt
-    log = _log(trt)
+    log = quiet_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -68,10 +71,15 @@ def build_plan(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 keeps 10 bits of 23
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
-    if say_share is not None:
-        config.progress_monitor = progress_monitor(trt, say_share)
+    if only_sm is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{only_sm.replace('.', '')}"), 0)
+    monitor = progress_monitor(trt, say_share or (lambda share: None))
+    config.progress_monitor = monitor
     config.add_optimization_profile(_profile(builder, network, ranges))
     plan = builder.build_serialized_network(network, config)
+    if monitor.interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise TrolError(
             f"{package.target} {package.version} cannot build a plan ({log.last_error}); please report this model"
@@ -134,18 +142,3 @@ def _profile(builder: Any, network: Any, ranges: Mapping[str, ShapeRange]) -> An
 
 def _layers(network: Any) -> Iterator[Any]:
     return (network.get_layer(number) for number in range(network.num_layers))
-
-
-def _log(trt: Any) -> Any:
-    """A logger that prints nothing and keeps the last error, for the message that a build ends with."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_error = "no reason given"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.last_error = one_line(message, 200)
-
-    return Log()

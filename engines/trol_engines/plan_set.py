@@ -24,11 +24,16 @@ MixerForm = Literal["plugin", "function"]
 
 
 class PlanForm(NamedTuple):
-    """How the plans of a set are built, all of them alike; a legacy graph has its mixer written out: "function"."""
+    """How the plans of a set are built, all of them alike.
+
+    mixer: a legacy graph has it written out: "function"
+    only_sm: the only compute capability they are for, where the library's own choice would leave it out
+    """
 
     weights: WeightForm
     mixer: MixerForm
     opset: Opset
+    only_sm: str | None = None
 
 
 def build_plans(package: TensorRTPackage, bundle: Bundle, form: PlanForm) -> Iterator[tuple[str, BuiltPlan]]:
@@ -66,7 +71,7 @@ def _build(
     else:
         embedded = mapped_weights(bundle, {name: manifest.tensors[name] for name in external_weights(graph)})
     ranges = shape_ranges(input_values(graph), axis_ranges(role, manifest.model, manifest.limits))
-    return build_plan(package, as_bytes(graph), ranges, embedded, say_share)
+    return build_plan(package, as_bytes(graph), ranges, embedded, form.only_sm, say_share)
 
 
 def mapped_weights(bundle: Bundle, tensors: Mapping[str, TensorEntry]) -> dict[str, NDArray[np.uint8]]:

@@ -62,17 +62,17 @@ def _gpu_backend(target: str, bundle: Bundle, trust_plans: bool) -> Backend:
     from trol_runtime.plan_build import build_missing
     from trol_runtime.plan_choice import Device, this_platform
     from trol_runtime.plan_store import find_plan
-    from trol_runtime.target_support import require_runnable
+    from trol_runtime.target_support import known_sm, require_runnable
     from trol_runtime.tensorrt_plan import load_plans
 
     machine = describe_machine()
     require_runnable(target, machine)
-    assert machine.sm is not None  # of a GPU that runs it
     trt: Any = import_module(_TENSORRT_MODULES[target])
-    here = Device(target, trt.__version__, machine.sm, this_platform())
+    here = Device(target, trt.__version__, known_sm(machine), this_platform())
     stored = find_plan(bundle, here, trust_plans=trust_plans) or build_missing(bundle, here)
     require_runnable(target, machine, stored.plan)
     plans = {role: stored.read(role) for role in stored.plan.roles}
     device = CudaDevice()
-    loaded = load_plans(trt, plans, device, DeviceArena(bundle, device))
+    arena = None if stored.plan.weights == "embedded" else DeviceArena(bundle, device)
+    loaded = load_plans(trt, plans, device, arena)
     return GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits, stored.plan.opset)

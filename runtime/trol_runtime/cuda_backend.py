@@ -172,7 +172,7 @@ def _warn_of_nodes_on_the_cpu(*sessions: onnxruntime.InferenceSession) -> None:
     if types:
         listed = ", ".join(f"{count} {name}" for name, count in types.most_common())
         warnings.warn(
-            f"{types.total()} of {nodes} nodes run on the CPU ({listed}): this onnxruntime-gpu does not take them, and "
-            "what they share with the GPU is copied there and back in every step; a newer one may be faster",
+            f"{types.total()} of {nodes} nodes run on the CPU, as ONNX Runtime placed them ({listed}); what they share "
+            "with the GPU is copied there or back in every step",
             stacklevel=3,
         )

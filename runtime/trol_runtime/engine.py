@@ -80,7 +80,7 @@ class TroL:
     ) -> TroL:
         """Open and verify an engine file and load its weights.
 
-        backend: "cpu", "cuda", or "tensorrt-rtx" or "tensorrt", for which the file needs plans
+        backend: "cpu", "cuda", or "tensorrt-rtx" or "tensorrt", whose plans are built first where the file has none
         threads: cores of one run on the CPU; None: all physical ones.
         trust_plans: run plans that were not built on this machine: they are code
         prefill_chunk: read prompts in parts of this many tokens, which bounds the memory of activations; None: at once

@@ -158,7 +158,14 @@ class OrtBackend(ABC):
         """ONNX Runtime has classes of its own for everything: lack of memory, graphs that are not the model's."""
         try:
             yield
+        except TrolError:
+            raise
         except Exception as error:
+            if "CUDA failure" in str(error):
+                raise TrolError(
+                    f"the GPU fails in a run ({one_line(error)}); look at the driver and what else runs there: "
+                    "trol-inspect --system"
+                ) from error
             if "alloc" in str(error):
                 raise LimitError(
                     "there is not enough memory for the activations of this run; free some, send a shorter prompt or "

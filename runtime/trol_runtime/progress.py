@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_WIDTH = 44  # of what is being done, before the time it took
+_WIDTH = 50  # of what is being done, before the time it took
 
 
 @contextmanager

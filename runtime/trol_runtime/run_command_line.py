@@ -154,7 +154,7 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
         "--backend",
         choices=BACKENDS,
         default=CPU,
-        help=f"what runs the engine (default: {CPU}); those of TensorRT need its plans",
+        help=f"what runs the engine (default: {CPU}); TensorRT's build the plans that are missing, first",
     )
     parser.add_argument(
         "--trust-plans", action="store_true", help="run plans that were not built on this machine: they are code"

@@ -54,6 +54,16 @@ def require_runnable(target: str, machine: MachineDescription, plan: PlanEntry |
     _raise_first(_run_obstacles(target, machine, plan))
 
 
+def known_sm(machine: MachineDescription) -> str:
+    """The compute capability of the GPU that engines use; raises TrolError where nothing tells."""
+    if machine.sm is None:
+        raise TrolError(
+            "the GPU's compute capability is not known here: nvidia-smi does not say; update the driver, then look at: "
+            "trol-inspect --system"
+        )
+    return machine.sm
+
+
 def build_answers(machine: MachineDescription) -> dict[str, str]:
     """By target: "yes", or what to do before it can be built here."""
     return {target: _answer(_build_obstacles(target, machine, "fp16", None)) for target in BUILD_TARGETS}

@@ -16,6 +16,7 @@ from trol_runtime.device_arena import DeviceArena
 from trol_runtime.errors import EngineFileError, TrolError
 from trol_runtime.one_line import one_line
 from trol_runtime.rtx_compiled import RtxCompiled
+from trol_runtime.tensorrt_log import quiet_log
 
 RTX_MODULE = "tensorrt_rtx"
 
@@ -118,17 +119,21 @@ class TensorRTPlan:
             raise TrolError(f"{self.name}: TensorRT takes no address for {name}; please report this engine")
 
 
-def load_plans(trt: Any, plans: Mapping[str, bytes], device: CudaDevice, arena: DeviceArena) -> dict[str, TensorRTPlan]:
+def load_plans(
+    trt: Any, plans: Mapping[str, bytes], device: CudaDevice, arena: DeviceArena | None
+) -> dict[str, TensorRTPlan]:
     """Plans by role, ready to run: over one arena of weights, and in turn over one memory for activations.
 
+    arena: None for plans that hold their weights
     Raises as TensorRTPlan does, LimitError without memory for the activations.
     """
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    runtime = trt.Runtime(quiet_log(trt))
     loaded = {role: TensorRTPlan(trt, runtime, data, f"the plan of {role}", device) for role, data in plans.items()}
     activations = device.allocate(max(plan.activation_bytes for plan in loaded.values()), "activations")
     for plan in loaded.values():
         plan.lend_activations(activations)
-        plan.share_weights(arena)
+        if arena is not None:
+            plan.share_weights(arena)
     return loaded
 
 

@@ -13,6 +13,8 @@ from typing import Literal
 
 from trol_runtime.atomic_file import write_whole
 from trol_runtime.builder_process import run_builder
+from trol_runtime.errors import TrolError
+from trol_runtime.one_line import one_line
 from trol_runtime.plan_choice import Device
 from trol_runtime.user_cache import cache_directory, make_folder
 
@@ -20,7 +22,7 @@ from trol_runtime.user_cache import cache_directory, make_folder
 WeightForm = Literal["shared", "embedded"]
 
 PROBER = "trol_engines.weight_probe"
-_WORTH = 1.1  # how many times faster embedded must be: it takes more than twice the memory
+_WORTH = 1.1  # how many times faster embedded must be: it takes nearly three times the memory
 _PRIVATE_FILE = 0o600
 
 
@@ -45,7 +47,12 @@ def probe(target: str) -> Probe:
 
     Raises TrolError where plans of the target are not built or do not run here.
     """
-    return Probe(**json.loads(run_builder(PROBER, target)))
+    said = run_builder(PROBER, target)
+    try:
+        return Probe(**json.loads(said))
+    except (ValueError, TypeError):
+        found = one_line(said) or "nothing"
+        raise TrolError(f"the probe of {target} says {found}, expected two times; please report this") from None
 
 
 def record_probe(probe: Probe, device: Device, precision: str) -> None:

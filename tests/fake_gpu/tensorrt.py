@@ -22,6 +22,10 @@ _ACTIVATION_BYTES = 4096
 _ADDRESS_ALIGNMENT = 256
 _IN_PLACE = {"present": "past_key_values", "present_second_pass": "past_second_pass"}
 
+_TAKEN_AS_THEY_ARE = (
+    *("TensorIOMode", "ExecutionContextAllocationStrategy", "DataType", "nptype", "ILogger", "__version__"),
+)
+
 Shape = tuple[int, ...]
 
 
@@ -38,7 +42,7 @@ class FakeTensorRT:
         self._cuda = cuda
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("TensorIOMode", "ExecutionContextAllocationStrategy", "DataType", "nptype", "__version__"):
+        if name in _TAKEN_AS_THEY_ARE:
             return getattr(real, name)
         if name == "__name__":
             return "tensorrt_rtx"
@@ -46,10 +50,6 @@ class FakeTensorRT:
             raise AttributeError(name)
         getattr(real, name)  # AttributeError for what the package does not have
         raise NotImplementedError(f"the fake does not know tensorrt_rtx.{name}")
-
-    @property
-    def Logger(self) -> type[Any]:
-        return real.Logger
 
     def Runtime(self, logger: Any) -> FakeTensorRTRuntime:
         return FakeTensorRTRuntime(self._cuda, logger)

@@ -123,6 +123,11 @@ def test_a_backend_that_does_not_run_here_is_refused_in_one_line(
     assert refused(run, engine, "--backend", "tensorrt-rtx") == (1, line)
 
 
+def test_threads_are_for_the_cpu(run: Run, engine: Path) -> None:
+    line = "--threads is for the CPU, and --backend is cuda; leave one of them out"
+    assert refused(run, engine, "--backend", "cuda", "--threads", 2) == (2, line)
+
+
 def test_another_engine_is_asked_the_same_questions(
     run: Run, engine: Path, questions: Path, micro_engine: EngineOf
 ) -> None:

@@ -16,6 +16,7 @@ from conftest import EngineOf
 from recorded_machines import recorded
 from trol_engines import add_plans as module
 from trol_engines.add_plans import add_plans, build_mixer_as, keep_plans
+from trol_engines.plan_builder import BuiltPlan
 from trol_engines.plan_set import PlanForm
 from trol_engines.tensorrt_package import TensorRTPackage, import_tensorrt
 from trol_runtime.bundle import Bundle
@@ -57,7 +58,7 @@ def test_the_record_says_what_was_built_and_for_what(engine: Path) -> None:
     plan = add_plans(engine, "tensorrt-rtx", "shared")
     manifest = Bundle.open(engine).manifest
     assert (plan.precision, plan.weights, plan.mixer) == ("fp16", "shared", "function")
-    assert (plan.sm, plan.platform, plan.limits) == ("8.0, 8.6, 8.9, 12.0", None, manifest.limits)
+    assert (plan.sm, plan.platform, plan.limits) == ("8.0, 8.6, 8.9, 12.0, 12.1", None, manifest.limits)
     assert plan.versions == {"tensorrt-rtx": "1.7.1.116"}
     assert plan.graphs == graphs_sha256(manifest)
     assert plan.computes["decode"]["attention"] == "fp16 2"
@@ -128,6 +129,40 @@ def test_what_a_probe_here_found_is_how_weights_go_into_plans_unless_told(
         with pytest.raises(TrolError, match="noted"):
             add_plans(engine, "tensorrt-rtx", chosen)  # type: ignore[arg-type]
     assert asked == ["embedded", "shared", "shared"]
+
+
+@pytest.mark.parametrize("takes_weights", [True, False])
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_probe_is_not_heeded_where_the_copies_do_not_fit_or_the_library_takes_none(
+    engine: Path, takes_weights: bool, enough: bool
+) -> None:
+    bundle, machine = Bundle.open(engine), recorded("rtx_4090")
+    weights = sum(tensor.nbytes for tensor in bundle.manifest.tensors.values())
+    assert machine.nvidia is not None
+    gpu = replace(machine.nvidia.gpus[0], memory=6 * weights - (not enough))
+    machine = replace(machine, nvidia=replace(machine.nvidia, gpus=(gpu,)))
+    parser = SimpleNamespace(load_initializer=None) if takes_weights else SimpleNamespace()
+    package = TensorRTPackage("tensorrt", SimpleNamespace(OnnxParser=parser))  # type: ignore[arg-type]
+    assert module._can_embed(package, machine, bundle) == (takes_weights and enough)
+
+
+@pytest.mark.parametrize("sm", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
+def test_every_gpu_that_rtx_runs_on_has_plans_built_for_it(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, sm: str
+) -> None:
+    def note(package: object, bundle: object, form: PlanForm) -> Iterator[Any]:
+        assert form.only_sm == ("7.5" if sm == "7.5" else None)
+        yield "decode", BuiltPlan(b"plan", {}, 1)
+
+    machine = with_rtx(recorded("rtx_4090"))
+    assert machine.nvidia is not None
+    gpus = (replace(machine.nvidia.gpus[0], sm=sm),)
+    machine = replace(machine, nvidia=replace(machine.nvidia, gpus=gpus))
+    monkeypatch.setattr(module, "describe_machine", lambda: machine)
+    monkeypatch.setattr(module, "require_buildable", lambda *_, **__: None)
+    monkeypatch.setattr(module, "built_types", lambda trt, plan: {})
+    monkeypatch.setattr(module, "build_plans", note)
+    assert sm in (add_plans(engine, "tensorrt-rtx").sm or "").split(", ")
 
 
 def with_rtx(machine: MachineDescription) -> MachineDescription:

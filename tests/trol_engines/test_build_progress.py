@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from trol_engines.build_progress import BuildProgress, Phases
+from trol_engines.build_progress import BuildProgress, Phases, progress_monitor
 
 NODES = {"vision": 100, "prefill": 300, "decode": 200}
 
@@ -31,9 +32,9 @@ def test_every_plan_has_a_line_with_what_the_rest_will_take_by_its_nodes(
     for role, seconds in (("vision", 10.0), ("prefill", 70.0), ("decode", 40.0)):
         build(progress, role, clock, seconds)
     assert capsys.readouterr().err.splitlines() == [
-        "build the tensorrt plan of vision (1 of 3)      10.0 s, about 50 s left",
-        "build the tensorrt plan of prefill (2 of 3)     70.0 s, about 40 s left",
-        "build the tensorrt plan of decode (3 of 3)      40.0 s",
+        "build the tensorrt plan of vision (1 of 3)            10.0 s, about 50 s left",
+        "build the tensorrt plan of prefill (2 of 3)           70.0 s, about 40 s left",
+        "build the tensorrt plan of decode (3 of 3)            40.0 s",
     ]
 
 
@@ -88,3 +89,53 @@ def test_a_phase_without_steps_is_no_division_by_zero() -> None:
     phases.start("engine", None, 0)
     phases.step("engine")
     assert shares == [1.0]
+
+
+def test_phases_of_one_name_do_not_trip_it() -> None:
+    phases, shares = reported()
+    phases.start("engine", None, 2)
+    phases.start("engine", None, 4)
+    phases.finish("engine")
+    phases.step("engine")
+    phases.finish("engine")
+    assert shares == []
+
+
+def test_threads_may_report_at_once() -> None:
+    phases, shares = reported()
+    phases.start("engine", None, 4000)
+
+    def work(number: int) -> None:
+        for step in range(1000):
+            phases.start(f"{number} {step}", "engine", 1)
+            phases.step("engine")
+            phases.finish(f"{number} {step}")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    assert shares[-1] == 1.0
+    assert shares == sorted(shares)
+
+
+class FakeTrt:
+    class IProgressMonitor:
+        pass
+
+
+def test_ctrl_c_ends_the_build_at_its_next_step() -> None:
+    def interrupted(share: float) -> None:
+        raise KeyboardInterrupt
+
+    monitor = progress_monitor(FakeTrt, interrupted)
+    monitor.phase_start("engine", None, 4)
+    assert not monitor.interrupted
+    assert monitor.step_complete("engine", 0) is False
+    assert monitor.interrupted
+
+
+def test_otherwise_a_build_goes_on() -> None:
+    monitor = progress_monitor(FakeTrt, lambda share: None)
+    monitor.phase_start("engine", None, 4)
+    assert monitor.step_complete("engine", 0) is True
+    monitor.phase_finish("engine")
+    assert not monitor.interrupted

@@ -46,30 +46,71 @@ def test_layers_of_which_only_names_are_known_are_not_counted() -> None:
     assert types_of({"Layers": ["conv + relu"]}) == {}
 
 
+class Context:
+    def __init__(self) -> None:
+        self.shapes: dict[str, Any] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+
+class Engine:
+    """Of one dynamic input; what it is described as depends on nothing."""
+
+    num_io_tensors = 2
+
+    def __init__(self, described: str) -> None:
+        self.context = Context()
+        self.inspector = SimpleNamespace(execution_context=None, get_engine_information=lambda form: described)
+
+    def get_tensor_name(self, number: int) -> str:
+        return "xy"[number]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return {"x": "input", "y": "output"}[name]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [(1,), (64,), (4096,)]
+
+    def create_execution_context(self) -> Context:
+        return self.context
+
+    def create_engine_inspector(self) -> SimpleNamespace:
+        return self.inspector
+
+
 def library(engine: Any) -> Any:
     """TensorRT whose runtime takes every plan for this engine."""
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
     return SimpleNamespace(
-        Logger=type("Logger", (), {"INTERNAL_ERROR": 0, "__init__": lambda self, severity: None}),
+        ILogger=type("ILogger", (), {"__init__": lambda self: None}),
         Runtime=lambda log: runtime,
         LayerInformationFormat=SimpleNamespace(JSON=1),
+        TensorIOMode=SimpleNamespace(INPUT="input"),
     )
 
 
-def test_a_plan_is_inspected_by_the_library_that_built_it() -> None:
-    described = json.dumps({"Layers": [layer(**{"Format/Datatype": "Half"})]})
-    inspector = SimpleNamespace(get_engine_information=lambda form: described)
-    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+def test_a_plan_is_inspected_in_the_shapes_it_is_tuned_for() -> None:
+    engine = Engine(json.dumps({"Layers": [layer(**{"Format/Datatype": "Half"})]}))
     assert built_types(library(engine), b"plan") == {"fp16": 1}
+    assert engine.inspector.execution_context is engine.context
+    assert engine.context.shapes == {"x": (64,)}
 
 
 def test_of_a_plan_for_other_gpus_nothing_is_known() -> None:
     assert built_types(library(None), b"plan") == {}
 
 
+@pytest.mark.parametrize("described", ["", "no JSON", json.dumps({"Layers": [layer()]})])
+def test_an_inspector_that_tells_no_types_costs_no_plan(described: str) -> None:
+    assert built_types(library(Engine(described)), b"plan") == {}
+
+
 def test_the_names_it_uses_are_those_of_the_installed_package() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="the names of tensorrt_rtx stand for both packages'")
-    assert trt.Logger.INTERNAL_ERROR is not None
+    assert trt.EngineInspector.execution_context is not None
+    assert trt.IExecutionContext.set_input_shape is not None
     assert trt.LayerInformationFormat.JSON is not None
     assert trt.ICudaEngine.create_engine_inspector is not None
     assert trt.EngineInspector.get_engine_information is not None

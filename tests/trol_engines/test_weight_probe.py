@@ -52,6 +52,14 @@ def test_rtx_builds_both_and_one_of_them_holds_the_weights() -> None:
     assert embedded > shared + 0.9 * 1024 * 1024 * 2
 
 
+def test_rtx_builds_for_turing_when_asked() -> None:
+    package = import_tensorrt("tensorrt-rtx")
+    default, turing = (
+        build_plan(package, linear_graph("shared", OUT, IN), {}, only_sm=sm).plan for sm in (None, "7.5")
+    )
+    assert default != turing
+
+
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> TensorRTPackage:
     """TensorRT on the fake GPU, where a plan is the graph it would be built from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,32 @@ def test_one_that_dies_without_a_word_is_named(module: Path) -> None:
     module.write_text("raise SystemExit(3)")
     with pytest.raises(TrolError, match=r"^builder ended with 3$"):
         run_builder("builder")
+
+
+def test_what_lies_in_the_current_folder_is_not_its_code(
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    (downloads / "json.py").write_text("print('anything')")
+    (downloads / "runpy.py").write_text("print('anything')")
+    module.write_text("import json\nprint(json.dumps('mine'))")
+    monkeypatch.chdir(downloads)
+    assert run_builder("builder") == '"mine"\n'
+
+
+def test_it_ends_with_whoever_started_it(module: Path, tmp_path: Path) -> None:
+    module.write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)")
+    caller = "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+    caller += "from trol_runtime.builder_process import run_builder; run_builder('builder')"
+    with subprocess.Popen([sys.executable, "-c", caller], cwd=tmp_path, env=_with_sources(module)) as process:
+        pid = tmp_path / "pid"
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.05)
+        process.terminate()  # reaches the caller alone, unlike Ctrl-C in a terminal
+        process.wait(30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_it_does_not_read_what_is_meant_for_us(module: Path) -> None:

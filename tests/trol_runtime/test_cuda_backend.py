@@ -221,8 +221,8 @@ def test_nodes_that_run_on_the_cpu_are_listed_in_one_warning(
     with pytest.warns(UserWarning, match="run on the CPU") as warned:
         put_on_fake_cuda(one_bundle, monkeypatch, on_cpu=["TensorScatter", "If", "Gelu"])
     assert [str(warning.message) for warning in warned] == [
-        "19 of 562 nodes run on the CPU (16 TensorScatter, 2 If, 1 Gelu): this onnxruntime-gpu does not take them, and "
-        "what they share with the GPU is copied there and back in every step; a newer one may be faster"
+        "19 of 562 nodes run on the CPU, as ONNX Runtime placed them (16 TensorScatter, 2 If, 1 Gelu); what they share "
+        "with the GPU is copied there or back in every step"
     ]
 
 

@@ -16,6 +16,7 @@ from trol_runtime.target_support import (
     BUILD_TARGETS,
     RUN_TARGETS,
     build_answers,
+    known_sm,
     opset_for,
     require_buildable,
     require_runnable,
@@ -329,3 +330,12 @@ def test_a_plan_of_another_jetpack_is_refused_and_one_of_this_is_not() -> None:
     assert str(error_of_running("tensorrt", orin, foreign)).startswith(
         "plan of another JetPack: built by TensorRT 10.3.0"
     )
+
+
+def test_a_gpu_that_says_nothing_of_itself_is_one_line() -> None:
+    machine = recorded("rtx_4090")
+    assert known_sm(machine) == "8.9"
+    assert machine.nvidia is not None
+    unknown = replace(machine, nvidia=replace(machine.nvidia, gpus=(replace(machine.nvidia.gpus[0], sm=None),)))
+    with pytest.raises(TrolError, match="the GPU's compute capability is not known here: nvidia-smi does not say; "):
+        known_sm(unknown)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from trol_runtime import weight_form
+from trol_runtime.errors import TrolError
 from trol_runtime.plan_choice import Device
 from trol_runtime.weight_form import Probe, best_form, record_probe, recorded_probe
 
@@ -61,3 +63,15 @@ def test_a_damaged_record_is_as_good_as_none(cache: Path, damaged: bytes) -> Non
     (path,) = (cache / "probes").iterdir()
     path.write_bytes(damaged)
     assert best_form(ORIN, "fp16") == "shared"
+
+
+def test_what_the_probe_says_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_form, "run_builder", lambda *words: '{"shared_us": 30.0, "embedded_us": 20.0}\n')
+    assert weight_form.probe("tensorrt") == FASTER_INSIDE
+
+
+@pytest.mark.parametrize("said", ["", "[TRT] [E] something", '{"other": 1}'])
+def test_anything_else_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setattr(weight_form, "run_builder", lambda *words: said)
+    with pytest.raises(TrolError, match=r"^the probe of tensorrt says .*, expected two times; please report this$"):
+        weight_form.probe("tensorrt")
