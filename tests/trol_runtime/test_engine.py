@@ -364,7 +364,7 @@ def test_an_engine_without_tokenizer_takes_ids_and_refuses_text(tiny_engine: Any
 def test_an_unknown_backend_is_refused(model: TroL, micro_engine: Any) -> None:
     with pytest.raises(UsageError) as caught:
         TroL.load(micro_engine(model.config.arch), backend="gpu")
-    assert str(caught.value) == "unknown backend 'gpu'; this version runs engines on: cpu, tensorrt-rtx, tensorrt"
+    assert str(caught.value) == "unknown backend 'gpu'; this version runs engines on: cpu, cuda, tensorrt-rtx, tensorrt"
 
 
 def test_too_little_memory_is_said_before_anything_is_loaded(
