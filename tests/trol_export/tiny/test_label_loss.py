@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -52,13 +51,3 @@ def test_what_is_not_told_costs_nothing_whatever_is_said() -> None:
     assert label_loss(said, due) == label_loss(logits, due)
     said[0, LABELS.index("moon")] = 9.0
     assert label_loss(said, due) > label_loss(logits, due) + 8
-
-
-def test_what_is_hidden_costs_nothing_whether_it_is_there_or_not() -> None:
-    due, logits = labels("red", "star"), torch.zeros(1, len(LABELS))
-    hidden = labels("red", "blue")
-    for colour in ("red", "blue"):
-        said = logits.clone()
-        said[0, LABELS.index(colour)] = -9.0
-        assert label_loss(said, due, hidden) == label_loss(logits, due, hidden)
-    assert label_loss(logits, due, hidden) == pytest.approx(label_loss(logits, due).item() - 2 * math.log(2))

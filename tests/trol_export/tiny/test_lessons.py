@@ -19,13 +19,11 @@ from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import Split, belongs
 from trol_export.tiny import lessons as lessons_module
-from trol_export.tiny.colourless import OF_COLOURS
 from trol_export.tiny.crowded import crowded_scene
 from trol_export.tiny.lessons import Lesson, Lessons
 from trol_export.tiny.packing import IGNORED
 from trol_export.tiny.patch_labels import LABELS
 from trol_export.tiny.recipe import Recipe
-from trol_runtime.preprocess import CLIP_MEAN, CLIP_STD
 
 RECIPE = short_recipe(steps=2, batch=2)
 TOWER, LANGUAGE, WORDS, ALIGNMENT, DECODER, EVERYTHING = range(6)
@@ -38,7 +36,7 @@ def lessons() -> Lessons:
 
 def tensors(lesson: Lesson) -> dict[str, Tensor]:
     """Everything that a lesson holds, by name."""
-    found = {"pixel_values": lesson.pixel_values, "labels": lesson.labels, "hidden": lesson.hidden}
+    found = {"pixel_values": lesson.pixel_values, "labels": lesson.labels}
     if lesson.batch is not None:
         found |= {field.name: getattr(lesson.batch, field.name) for field in fields(lesson.batch)}
     if lesson.clues is not None:
@@ -65,7 +63,7 @@ def test_tower_and_projector_learn_what_is_there_from_pictures_and_the_labels_of
     lessons: Lessons, phase: int
 ) -> None:
     found = tensors(lessons.prepare(phase, 0))
-    assert found.keys() == {"pixel_values", "labels"} | ({"hidden"} if phase == TOWER else set())
+    assert found.keys() == {"pixel_values", "labels"}
     assert found["pixel_values"].shape == (2, 3, 168, 168)
     assert found["pixel_values"].dtype == torch.float32
     assert found["labels"].shape == (2 * 144, len(LABELS))
@@ -179,19 +177,6 @@ def test_the_tower_sees_crowded_scenes_in_the_share_of_its_phase(
     for step in range(3):
         lessons.prepare(0, step)
     assert len(crowded) == expected
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_tower_sees_pictures_without_their_colours_and_is_told_none_of_them(share: float) -> None:
-    recipe = short_recipe("tower", steps=1, batch=12)
-    lesson = Lessons(replace(recipe, phases=(replace(recipe.phases[0], colourless=share),))).prepare(0, 0)
-    assert lesson.pixel_values is not None
-    assert lesson.hidden is not None
-    levels = lesson.pixel_values.numpy() * CLIP_STD + CLIP_MEAN
-    is_grey = torch.from_numpy(np.ptp(levels, axis=1).max((1, 2)) < 1e-3)  # of 255: what is left of the rounding
-    assert int(is_grey.sum()) in (range(1, 12) if share == 0.5 else [12 * share])
-    of_pictures = lesson.hidden.reshape(12, 144, -1)
-    assert of_pictures.equal(is_grey[:, None, None] & OF_COLOURS.expand_as(of_pictures))
 
 
 def test_scenes_to_validate_with_belong_to_the_split_asked_for(lessons: Lessons) -> None:
