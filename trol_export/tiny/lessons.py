@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from trol_benchmarks.world.chance import one_of
@@ -22,7 +21,6 @@ from trol_benchmarks.world.sampling import Kind, sample_scene
 from trol_benchmarks.world.scene import Scene
 from trol_benchmarks.world.splits import Split
 from trol_export.tiny.clues import ClueFinder, Clues
-from trol_export.tiny.colourless import OF_COLOURS, without_colours
 from trol_export.tiny.crowded import crowded_scene
 from trol_export.tiny.packing import Batch, Packer
 from trol_export.tiny.patch_labels import patch_labels
@@ -53,7 +51,6 @@ class Lesson:
     pixel_values: float32 (b, 3, h, w); None in the language phase
     batch:        packed questions and answers; None where there are labels alone
     labels:       bool (b * patches, labels), where tower or projector learn by them
-    hidden:       bool (b * patches, labels), which of them the pictures do not show, in the tower phase
     clues:        where the decoder learns by them
     untold:       bool (targets, vocab), what an answer's next token is not said to differ from
     """
@@ -61,17 +58,8 @@ class Lesson:
     pixel_values: Tensor | None
     batch: Batch | None
     labels: Tensor | None = None
-    hidden: Tensor | None = None
     clues: Clues | None = None
     untold: Tensor | None = None
-
-
-class _Drawn(NamedTuple):
-    """Pictures with what a Lesson says of them, fields as there."""
-
-    pixel_values: Tensor
-    labels: Tensor
-    hidden: Tensor
 
 
 class Lessons:
@@ -86,7 +74,7 @@ class Lessons:
         self.text_packer = Packer(tokenizer, 0, image_id)
         vocabulary = self.tokenizer_json["model"]["vocab"]
         self.clue_finder, self.kept_pairs = ClueFinder(vocabulary), KeptPairs(vocabulary)
-        self._drawn: dict[tuple[int, int], _Drawn] = {}
+        self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def prepare(self, phase_number: int, step: int) -> Lesson:
         """The lesson of a step, counted from 0 in its phase, `recipe.phases[phase_number]`.
@@ -119,20 +107,14 @@ class Lessons:
             if (phase_number, number) not in known:
                 known[phase_number, number] = self._draw_to_see(phase_number, number)
         self._drawn = known
-        pixel_values, labels, hidden = zip(*(known[phase_number, number] for number in numbers), strict=True)
-        return Lesson(torch.cat(pixel_values), None, torch.cat(labels), torch.cat(hidden))
+        pixel_values, labels = zip(*(known[phase_number, number] for number in numbers), strict=True)
+        return Lesson(torch.cat(pixel_values), None, torch.cat(labels))
 
-    def _draw_to_see(self, phase_number: int, number: int) -> _Drawn:
-        """The pictures that are shown for the last time in the step of this number."""
+    def _draw_to_see(self, phase_number: int, number: int) -> tuple[Tensor, Tensor]:
+        """Pixel values and labels of the pictures that are shown for the last time in the step of this number."""
         phase, rng = self.recipe.phases[phase_number], self._rng(phase_number, number)
         scenes = [_scene_to_see(rng, phase) for _ in range(phase.batch // phase.shown)]
-        grey = rng.random(len(scenes)) < phase.colourless
-        pictures = [
-            without_colours(draw(scene), rng) if is_grey else draw(scene)
-            for scene, is_grey in zip(scenes, grey, strict=True)
-        ]
-        hidden = torch.from_numpy(grey).repeat_interleave(self.config.vision.tokens_per_crop)[:, None] & OF_COLOURS
-        return _Drawn(self._seen(pictures), self._labels(scenes), hidden)
+        return self._pixel_values(scenes), self._labels(scenes)
 
     def _rng(self, phase_number: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.recipe.seed, phase_number, number])
@@ -165,10 +147,7 @@ class Lessons:
         return torch.from_numpy(np.concatenate([patch_labels(scene, self.config.vision.grid) for scene in scenes]))
 
     def _pixel_values(self, scenes: Sequence[Scene]) -> Tensor:
-        return self._seen([draw(scene) for scene in scenes])
-
-    def _seen(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.from_numpy(preprocess(pictures, self.config.vision))
+        return torch.from_numpy(preprocess([draw(scene) for scene in scenes], self.config.vision))
 
 
 def _scene_to_see(rng: np.random.Generator, phase: Phase) -> Scene:

@@ -94,7 +94,6 @@ class Phase:
     batch:   pictures a step
     kinds:   of scenes, each as often as it stands here
     crowded: share of the pictures that are filled with things and letters instead, in the tower phase
-    colourless: share of the pictures that are shown in greys, in the tower phase
     shown:   in how many steps of the tower phase a picture is shown: drawing one takes longer than learning from it
     """
 
@@ -106,7 +105,6 @@ class Phase:
     floor: float = 0.02
     kinds: tuple[Kind, ...] = ("objects",) * 10 + ("text",) * 8 + ("chart",) * 2
     crowded: float = 0.0
-    colourless: float = 0.0
     shown: int = 1
 
 
@@ -144,12 +142,11 @@ RELEASED = Recipe(
     phases=(
         Phase(
             "tower",
-            10_000,
+            10_400,
             batch=18,
             learning_rate=6e-4,
             warm_up=100,
             crowded=0.65,
-            colourless=0.25,
             shown=3,
             kinds=("text", "objects", "chart"),
         ),
