@@ -1,6 +1,6 @@
 """Descriptions of machines by name, and what `trol-inspect --system` says of each: files in trol_runtime/machines.
 
-The key `source` of each says where its facts come from.
+One was recorded, the others are put together; the key `source` of each says from what.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class FileTail(OutputFile):
             import fcntl
         except ImportError:
             raise TrolError(
-                f"{self.path}: cannot be added to, as {sys.platform} has no file locks; export all targets at once"
+                f"{self.path}: cannot be added to, as {sys.platform} has no file locks; add to it under Linux"
             ) from None
         try:
             fcntl.flock(self._open_file, fcntl.LOCK_EX | fcntl.LOCK_NB)

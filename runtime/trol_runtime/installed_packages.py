@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 
 RUNTIME_PACKAGES = ("trol-export", "numpy", "pillow", "tokenizers")
 BACKEND_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
@@ -23,9 +24,33 @@ def installed_packages() -> dict[str, str | None]:
     }
 
 
+def cuda_majors() -> dict[str, int]:
+    """The major version of CUDA that installed packages are built for, of those that tell: {"tensorrt-rtx": 13}.
+
+    cuda-bindings has it for its own, TensorRT's carriers have it in their names, and onnxruntime-gpu requires the
+    runtime of its CUDA ("nvidia-cuda-runtime-cu12~=12.0", later "nvidia-cuda-runtime~=13.0").
+    """
+    found = {
+        "cuda-bindings": re.match(r"([0-9]+)\.", installed_version("cuda-bindings") or ""),
+        "onnxruntime-gpu": re.search(r"^nvidia-cuda-runtime\S*=([0-9]+)\.", _requirements("onnxruntime-gpu"), re.M),
+    }
+    for name, carriers in _CARRIERS.items():
+        carrier = next(filter(installed_version, carriers), "")
+        found[name] = re.search(r"-cu([0-9]+)$", carrier)
+    return {name: int(match[1]) for name, match in found.items() if match}
+
+
 def installed_version(distribution: str) -> str | None:
     """The version of an installed distribution, None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def _requirements(distribution: str) -> str:
+    """What an installed distribution requires, a line each; "" if it is not installed."""
+    try:
+        return "\n".join(requires(distribution) or ())
+    except PackageNotFoundError:
+        return ""

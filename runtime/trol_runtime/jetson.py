@@ -85,8 +85,10 @@ def l4t_of_release(nv_tegra_release: str) -> str | None:
     return f"{match[1]}.{match[2]}" if match else None
 
 
-def jetpacks_with_tensorrt(version: str) -> str | None:
-    """The JetPacks that bring this TensorRT, None for a version that is not known to be one of theirs."""
+def jetpacks_with_tensorrt(version: str, sm: str | None) -> str | None:
+    """The JetPacks that bring this TensorRT; None for a GPU that no Jetson has, or a version not known here."""
+    if all(sm != known for _, known in _SMS.values()):
+        return None
     return _JETPACKS_WITH_TENSORRT.get(version_numbers(version)[:3])
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trol_runtime.jetson import jetpacks_with_tensorrt
 from trol_runtime.machine import MachineDescription
-from trol_runtime.manifest import PlanEntry
 from trol_runtime.version_numbers import same_version, version_numbers
-
-_TENSORRT_DOCS = "https://docs.nvidia.com/deeplearning/tensorrt"
 
 
 @dataclass(frozen=True)
@@ -55,24 +51,6 @@ def onnxruntime_conflict(packages: Mapping[str, str | None]) -> str | None:
     )
 
 
-def plan_of_another_jetpack(plan: PlanEntry, machine: MachineDescription) -> Conflict | None:
-    """A TensorRT plan, brought to a Jetson, that another TensorRT built than the one of its JetPack."""
-    built, here = plan.versions.get("tensorrt"), machine.tensorrt
-    if plan.target != "tensorrt" or machine.jetson is None or built is None or here is None:
-        return None
-    if same_version(built, here):
-        return None
-    origin = jetpacks_with_tensorrt(built)
-    return Conflict(
-        name="plan of another JetPack",
-        targets=("tensorrt",),
-        precisions=(),
-        advice=f"built by TensorRT {built}{f', of JetPack {origin}' if origin else ''}, and here is TensorRT {here}, "
-        f"{machine.jetson.software}; build it here: trol-export --add-target tensorrt engine.plan",
-        source=f"{_TENSORRT_DOCS}/11.1.0/inference-library/engine-compatibility.html",
-    )
-
-
 def _two_onnxruntimes(machine: MachineDescription) -> Conflict | None:
     advice = onnxruntime_conflict(machine.packages)
     if advice is None:
@@ -112,7 +90,7 @@ def _tensorrt_11_on_jetpack(machine: MachineDescription) -> Conflict | None:
         precisions=(),
         advice=f"{machine.jetson.software} does not support TensorRT {machine.tensorrt} (11.4.1 needs JetPack 7.2.2); "
         "use the one that came with JetPack: pip uninstall -y tensorrt",
-        source=f"{_TENSORRT_DOCS}/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html",
+        source="https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html",
     )
 
 

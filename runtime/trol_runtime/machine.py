@@ -1,4 +1,7 @@
-"""What a machine is, as plain data: all that decides which targets it builds and runs. Recorded ones are test data."""
+"""What a machine is, as plain data: all that decides which targets it builds and runs.
+
+Tests take descriptions from files: one recorded, the others put together from what is published about the machine.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 from trol_runtime.dataclass_json import dataclass_from_json
 from trol_runtime.debian_packages import debian_packages
-from trol_runtime.installed_packages import installed_packages
+from trol_runtime.installed_packages import cuda_majors, installed_packages
 from trol_runtime.jetson import Jetson, read_jetson
 from trol_runtime.nvidia_driver import Gpu, NvidiaDriver, read_nvidia_driver
 from trol_runtime.system_files import ROOT, text_of
@@ -31,7 +34,9 @@ class MachineDescription:
     nvidia: None without an NVIDIA driver; on a Jetson, the chip's GPU is there even if the driver says nothing of it
     jetson: None on anything but a Jetson
     tensorrt_library: version of the system's library, whether or not Python can import its package
+    tensorrt_python: version of the system's Debian package with which its Python could
     packages: installed version by distribution name, None for one that is missing
+    cuda_majors: of packages that tell, the major version of CUDA that they are built for
     """
 
     cpu: str
@@ -44,7 +49,9 @@ class MachineDescription:
     nvidia: NvidiaDriver | None
     jetson: Jetson | None
     tensorrt_library: str | None
+    tensorrt_python: str | None
     packages: dict[str, str | None]
+    cuda_majors: dict[str, int]
 
     @property
     def gpu(self) -> Gpu | None:
@@ -88,7 +95,9 @@ def describe_machine(root: Path = ROOT) -> MachineDescription:
         nvidia=_with_gpu_of(jetson, read_nvidia_driver(root)),
         jetson=jetson,
         tensorrt_library=tensorrt_library_version(debian, root),
+        tensorrt_python=debian.get("python3-libnvinfer"),
         packages=installed_packages(),
+        cuda_majors=cuda_majors(),
     )
 
 

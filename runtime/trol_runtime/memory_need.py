@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trol_runtime.debian_packages import debian_packages
 from trol_runtime.errors import LimitError
+from trol_runtime.jetson import read_jetson
 from trol_runtime.manifest import DTYPE_BYTES, Manifest, TensorEntry
 from trol_runtime.system_memory import memory_available_bytes
 
@@ -51,10 +53,13 @@ def require_memory(manifest: Manifest) -> None:
     """Raise LimitError when the fp32 copies alone cannot fit into the memory available now."""
     need, available = memory_need(manifest), memory_available_bytes()
     if available is not None and need.anonymous > available:
-        raise LimitError(
-            f"the engine needs {need}, {readable(available)} are available; free memory, use a smaller model, "
-            "or export it with --precision fp32, whose weights stay in the file"
-        )
+        raise LimitError(f"the engine needs {need}, {readable(available)} are available; {_way_with_fewer_bytes()}")
+
+
+def _way_with_fewer_bytes() -> str:
+    if read_jetson(debian_packages()) is not None:
+        return "take --backend tensorrt, which keeps weights as they are stored"
+    return "free memory, use a smaller model, or export it with --precision fp32, whose weights stay in the file"
 
 
 def _widened(manifest: Manifest) -> list[TensorEntry]:

@@ -10,9 +10,12 @@ from trol_runtime.bundle import ARENA_ENTRY, Bundle
 from trol_runtime.errors import EngineFileError, MissingExtraError
 from trol_runtime.installed_packages import installed_version
 from trol_runtime.known_conflicts import onnxruntime_conflict
+from trol_runtime.machine import describe_machine
 from trol_runtime.native_runs import native_run
 from trol_runtime.one_line import one_line
 from trol_runtime.onnx_external_data import redirect_external_data
+from trol_runtime.target_support import OLDEST_ONNXRUNTIME, require_runnable
+from trol_runtime.version_numbers import version_numbers
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -56,15 +59,23 @@ def open_session(
 
 
 def require_onnxruntime() -> ModuleType:
-    """The module onnxruntime; raises MissingExtraError when it is missing, or installed twice over itself."""
+    """The module onnxruntime; raises TrolError when it is missing or too old, or installed twice over itself."""
     conflict = onnxruntime_conflict({name: installed_version(name) for name in ("onnxruntime", "onnxruntime-gpu")})
     if conflict is not None:
         raise MissingExtraError(conflict)
     try:
         import onnxruntime
-    except ImportError:
+    except ImportError as error:
+        _require_usable()
         raise MissingExtraError(
-            "the CPU backend needs onnxruntime, not installed here; on Python 3.11 or newer install it with: "
-            "pip install 'trol-export[cpu]'"
+            f"onnxruntime is installed and cannot be imported ({one_line(error)}); run: "
+            "pip install --force-reinstall onnxruntime"
         ) from None
+    if version_numbers(onnxruntime.__version__) < OLDEST_ONNXRUNTIME:
+        _require_usable()
     return onnxruntime
+
+
+def _require_usable() -> None:
+    """Raise what this machine is told about ONNX Runtime: asked only where something is wrong, as it takes seconds."""
+    require_runnable("cpu", describe_machine())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from recorded_machines import recorded
 from small_engine import write_small_engine
 from small_prompts import assert_close, picture, text_ids
-from trol_runtime import TroL, cpu_backend
+from trol_runtime import TroL, cpu_backend, ort_session
 from trol_runtime.bundle import Bundle
 from trol_runtime.cpu_backend import CpuBackend, mapped_session
-from trol_runtime.errors import EngineFileError, LimitError, MissingExtraError, NumericError
+from trol_runtime.errors import EngineFileError, LimitError, MissingExtraError, NumericError, TrolError
 from trol_runtime.kv_cache import KVCache
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.rope import rope_rows
@@ -211,12 +213,41 @@ def test_a_graph_that_onnxruntime_refuses_is_one_line(bundle: Bundle, graph: byt
 
 def test_a_missing_onnxruntime_is_one_line_with_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    machine = recorded("no_gpu")
+    machine = replace(machine, packages={**machine.packages, "onnxruntime": None})
+    monkeypatch.setattr(ort_session, "describe_machine", lambda: machine)
     with pytest.raises(MissingExtraError) as caught:
         CpuBackend(bundle)
-    assert str(caught.value) == (
-        "the CPU backend needs onnxruntime, not installed here; on Python 3.11 or newer install it with: "
-        "pip install 'trol-export[cpu]'"
-    )
+    assert str(caught.value) == "onnxruntime is missing; run: pip install 'trol-export[cpu]'"
+
+
+def test_a_jetson_without_onnxruntime_is_sent_to_tensorrt(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(ort_session, "describe_machine", lambda: recorded("orin_nano_jetpack_6_2_2"))
+    with pytest.raises(TrolError, match=r"this is 3\.10\.12; take --backend tensorrt$"):
+        CpuBackend(bundle)
+
+
+def test_an_onnxruntime_that_is_installed_and_broken_is_one_line(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(ort_session, "describe_machine", lambda: recorded("no_gpu"))
+    with pytest.raises(MissingExtraError) as caught:
+        CpuBackend(bundle)
+    assert str(caught.value).startswith("onnxruntime is installed and cannot be imported (import of onnxruntime halted")
+    assert str(caught.value).endswith("; run: pip install --force-reinstall onnxruntime")
+
+
+def test_an_onnxruntime_that_is_too_old_is_refused_before_it_reads_a_graph(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = recorded("no_gpu")
+    machine = replace(machine, packages={**machine.packages, "onnxruntime": "1.23.2"})
+    monkeypatch.setattr(ort_session, "describe_machine", lambda: machine)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    with pytest.raises(MissingExtraError, match=r"^onnxruntime 1\.23\.2 is older than 1\.24; run: pip install -U "):
+        CpuBackend(bundle)
 
 
 def test_weights_that_are_no_numbers_are_an_error(bundle: Bundle, config: ModelConfig, tmp_path: Path) -> None:

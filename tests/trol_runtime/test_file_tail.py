@@ -130,7 +130,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_file_as_it_was(file: Path, monke
 
 def test_a_system_without_file_locks_says_what_to_do_instead(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(TrolError, match=r"cannot be added to, as \w+ has no file locks; export all targets at once$"):
+    with pytest.raises(TrolError, match=r"cannot be added to, as \w+ has no file locks; add to it under Linux$"):
         FileTail(file).__enter__()
 
 

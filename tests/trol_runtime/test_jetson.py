@@ -105,7 +105,12 @@ def test_other_machines_are_no_jetson(tmp_path: Path, files: dict[str, str]) -> 
 
 
 def test_jetpacks_are_named_by_the_tensorrt_they_bring() -> None:
-    assert jetpacks_with_tensorrt("10.3.0") == "6.1 or 6.2"
-    assert jetpacks_with_tensorrt("10.13.3.9") == "7.0 or 7.1"
-    assert jetpacks_with_tensorrt("10.16.2.10-1+cuda13.2") == "7.2"
-    assert jetpacks_with_tensorrt("10.15.1") is None
+    assert jetpacks_with_tensorrt("10.3.0", "8.7") == "6.1 or 6.2"
+    assert jetpacks_with_tensorrt("10.13.3.9", "11.0") == "7.0 or 7.1"
+    assert jetpacks_with_tensorrt("10.16.2.10-1+cuda13.2", "8.7") == "7.2"
+    assert jetpacks_with_tensorrt("10.15.1", "8.7") is None
+
+
+@pytest.mark.parametrize("sm", ["8.9", None])
+def test_a_gpu_that_is_on_no_jetson_has_no_jetpack(sm: str | None) -> None:
+    assert jetpacks_with_tensorrt("10.3.0", sm) is None

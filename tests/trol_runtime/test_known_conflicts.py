@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from recorded_machines import NAMES, recorded
-from trol_runtime.known_conflicts import Conflict, known_conflicts, onnxruntime_conflict, plan_of_another_jetpack
+from trol_runtime.known_conflicts import Conflict, known_conflicts, onnxruntime_conflict
 from trol_runtime.machine import MachineDescription
-from trol_runtime.manifest import PlanEntry
 
 INT8 = "INT8 Q/DQ on SM 8.7 with TensorRT 10.16.2.10"
 RTX = "TensorRT-RTX on Jetson"
@@ -34,10 +33,6 @@ def with_packages(machine: MachineDescription, **versions: str | None) -> Machin
 def with_jetson_linux(machine: MachineDescription, l4t: str | None, jetpack: str | None) -> MachineDescription:
     assert machine.jetson is not None
     return replace(machine, jetson=replace(machine.jetson, l4t=l4t, jetpack=jetpack))
-
-
-def plan(tensorrt: str, target: str = "tensorrt") -> PlanEntry:
-    return PlanEntry(target, "key", ("prefill",), "fp16", ("plans/x",), {"tensorrt": tensorrt}, "8.7")
 
 
 def test_recorded_machines_have_the_conflicts_they_were_recorded_for() -> None:
@@ -123,26 +118,3 @@ def test_two_onnxruntimes_beside_each_other_are_found() -> None:
 @pytest.mark.parametrize("one", ["onnxruntime", "onnxruntime-gpu"])
 def test_one_onnxruntime_is_no_conflict(one: str) -> None:
     assert onnxruntime_conflict({"onnxruntime": None, "onnxruntime-gpu": None, one: "1.31.1"}) is None
-
-
-def test_a_plan_of_another_jetpack_is_named_with_both_jetpacks() -> None:
-    assert str(plan_of_another_jetpack(plan("10.3.0"), recorded("orin_nano_jetpack_7_2"))) == (
-        "plan of another JetPack: built by TensorRT 10.3.0, of JetPack 6.1 or 6.2, and here is TensorRT 10.16.2.10, "
-        "JetPack 7.2 (L4T 39.2.0); build it here: trol-export --add-target tensorrt engine.plan"
-    )
-
-
-def test_a_plan_of_a_tensorrt_that_no_jetpack_brings_is_named_by_it_alone() -> None:
-    conflict = plan_of_another_jetpack(plan("10.15.1"), recorded("orin_nano_jetpack_7_2"))
-    assert conflict is not None
-    assert conflict.advice.startswith("built by TensorRT 10.15.1, and here is TensorRT 10.16.2.10, JetPack 7.2 ")
-
-
-@pytest.mark.parametrize("version", ["10.16.2", "10.16.2.10"])
-def test_a_plan_of_the_same_tensorrt_is_no_conflict(version: str) -> None:
-    assert plan_of_another_jetpack(plan(version), recorded("orin_nano_jetpack_7_2")) is None
-
-
-def test_other_plans_and_other_machines_have_no_jetpack_to_differ_in() -> None:
-    assert plan_of_another_jetpack(plan("10.3.0", "cpu"), recorded("orin_nano_jetpack_7_2")) is None
-    assert plan_of_another_jetpack(plan("10.3.0"), with_packages(recorded("rtx_4090"), tensorrt="10.16.2")) is None

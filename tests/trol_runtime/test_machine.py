@@ -68,7 +68,14 @@ def test_a_jetson_is_read_off_its_files(tmp_path: Path, driver: list[NvidiaDrive
     assert machine.nvidia == driver[0]
     assert machine.jetson is not None
     assert machine.jetson.software == "JetPack 6.2.2 (L4T 36.5.0)"
-    assert machine.tensorrt_library == "10.3.0"
+    assert (machine.tensorrt_library, machine.tensorrt_python) == ("10.3.0", None)
+
+
+@pytest.mark.usefixtures("driver")
+def test_the_systems_python_package_of_tensorrt_is_read_off_dpkg(tmp_path: Path) -> None:
+    record = "Package: python3-libnvinfer\nStatus: install ok installed\nVersion: 10.3.0.30-1+cuda12.5\n"
+    machine = describe_machine(write_tree(tmp_path, {**ORIN_NANO, "var/lib/dpkg/status": record}))
+    assert machine.tensorrt_python == "10.3.0.30-1+cuda12.5"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from recorded_machines import recorded
 from small_engine import small_manifest
 from trol_runtime import memory_need as module
 from trol_runtime.errors import LimitError
@@ -77,6 +78,13 @@ def test_too_little_memory_is_one_line_with_the_need_and_what_is_there(monkeypat
         "available; free memory, use a smaller model, or export it with --precision fp32, whose weights stay in the "
         "file"
     )
+
+
+def test_a_jetson_without_room_for_fp32_copies_is_sent_to_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "memory_available_bytes", lambda: 3 * GIB // 2)
+    monkeypatch.setattr(module, "read_jetson", lambda debian: recorded("orin_nano_jetpack_6_2_2").jetson)
+    with pytest.raises(LimitError, match=r"take --backend tensorrt, which keeps weights as they are stored$"):
+        require_memory(manifest_with(head=HALF))
 
 
 @pytest.mark.parametrize("available", [2 * GIB, None])

@@ -569,11 +569,16 @@ def test_an_engine_without_tokenizer_is_refused(run: Run, tiny_engine: Callable[
     assert err.splitlines()[-1].startswith("trol-run: the engine has no tokenizer; ")
 
 
-def test_a_missing_onnxruntime_is_one_line(run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnxruntime_that_cannot_be_imported_is_one_line(
+    run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, out, err = run(engine, "--prompt", "x")
     assert (code, out) == (1, "")
-    assert "pip install 'trol-export[cpu]'" in err.splitlines()[-1]
+    assert err.splitlines()[-1] == (
+        "trol-run: onnxruntime is installed and cannot be imported (import of onnxruntime halted; None in "
+        "sys.modules); run: pip install --force-reinstall onnxruntime"
+    )
 
 
 # --- the process

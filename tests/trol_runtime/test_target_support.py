@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from recorded_machines import NAMES, recorded
 from trol_runtime.errors import MissingExtraError, TrolError, UsageError
 from trol_runtime.machine import MachineDescription
-from trol_runtime.manifest import PlanEntry
 from trol_runtime.nvidia_driver import Gpu, NvidiaDriver
 from trol_runtime.target_support import (
     BUILD_TARGETS,
@@ -19,6 +21,7 @@ from trol_runtime.target_support import (
     known_sm,
     opset_for,
     require_buildable,
+    require_exporting_python,
     require_runnable,
     run_answers,
 )
@@ -29,6 +32,17 @@ def with_packages(name: str, **versions: str | None) -> MachineDescription:
     machine = recorded(name)
     named = {package.replace("_", "-"): version for package, version in versions.items()}
     return replace(machine, packages={**machine.packages, **named})
+
+
+def with_driver(machine: MachineDescription, version: str, cuda: str) -> MachineDescription:
+    assert machine.nvidia is not None
+    return replace(machine, nvidia=replace(machine.nvidia, version=version, cuda=cuda))
+
+
+def dgx_spark(**versions: str | None) -> MachineDescription:
+    """The RTX PC, as its release notes of TensorRT-RTX describe a DGX Spark, and with other packages."""
+    machine = with_gpu(with_packages("rtx_4090", **versions), "12.1")
+    return replace(machine, architecture="aarch64", system="Linux 6.11.0-1016-nvidia aarch64")
 
 
 def with_gpu(machine: MachineDescription, sm: str | None) -> MachineDescription:
@@ -85,9 +99,9 @@ def error_of_building(target: str, machine: MachineDescription, **how: Any) -> T
     return None
 
 
-def error_of_running(target: str, machine: MachineDescription, plan: PlanEntry | None = None) -> TrolError | None:
+def error_of_running(target: str, machine: MachineDescription) -> TrolError | None:
     try:
-        require_runnable(target, machine, plan)
+        require_runnable(target, machine)
     except TrolError as error:
         return error
     return None
@@ -111,7 +125,35 @@ def test_without_onnxruntime_the_pip_command_is_told() -> None:
 
 def test_on_python_3_10_there_is_no_onnxruntime_to_install() -> None:
     machine = replace(with_packages("no_gpu", onnxruntime=None), python="3.10.12")
-    assert str(error_of_running("cpu", machine)) == "onnxruntime needs Python 3.11 or newer, this is 3.10.12"
+    assert str(error_of_running("cpu", machine)) == (
+        "ONNX Runtime 1.24 or newer needs Python 3.11 or newer, this is 3.10.12; make an environment of a newer Python"
+    )
+
+
+def test_on_jetpack_6_tensorrt_is_what_runs_in_the_place_of_onnxruntime() -> None:
+    assert str(error_of_running("cpu", recorded("orin_nano_jetpack_6_2_2"))) == (
+        "ONNX Runtime 1.24 or newer needs Python 3.11 or newer, this is 3.10.12; take --backend tensorrt"
+    )
+
+
+@pytest.mark.parametrize(("package", "extra"), [("onnxruntime", "cpu"), ("onnxruntime_gpu", "gpu")])
+def test_an_onnxruntime_that_the_system_shows_may_be_too_old(package: str, extra: str) -> None:
+    machine = with_packages("no_gpu", **{"onnxruntime": None, "onnxruntime_gpu": None, package: "1.23.2"})
+    line = f"{package.replace('_', '-')} 1.23.2 is older than 1.24; run: pip install -U 'trol-export[{extra}]'"
+    assert str(error_of_running("cpu", machine)) == str(error_of_building("cpu", machine)) == line
+
+
+def test_the_oldest_onnxruntime_for_the_cpu_runs_it() -> None:
+    require_runnable("cpu", with_packages("no_gpu", onnxruntime="1.24.0"))
+
+
+def test_python_3_10_exports_nowhere() -> None:
+    line = "exporting needs Python 3.11 or newer, this is 3.10.12; do it on another machine and copy the file here"
+    assert str(error_of_building("cpu", recorded("orin_nano_jetpack_6_2_2"))) == line
+    with pytest.raises(TrolError) as refused:
+        require_exporting_python("exporting", "3.10.12")
+    assert str(refused.value) == line
+    require_exporting_python("exporting", "3.11.0")
 
 
 def test_exporting_lists_everything_that_is_missing_at_once() -> None:
@@ -147,6 +189,96 @@ def test_onnxruntime_makes_room_for_onnxruntime_gpu() -> None:
         "onnxruntime-gpu is missing, and onnxruntime 1.31.1 is where it would be; run: "
         "pip uninstall -y onnxruntime && pip install 'trol-export[gpu]'"
     )
+
+
+def test_cuda_needs_the_onnxruntime_gpu_that_tells_which_nodes_run_where() -> None:
+    assert str(error_of_running("cuda", with_packages("rtx_4090", onnxruntime_gpu="1.25.1"))) == (
+        "onnxruntime-gpu 1.25.1 is older than 1.26; run: pip install -U 'trol-export[gpu]'"
+    )
+    require_runnable("cuda", with_packages("rtx_4090", onnxruntime_gpu="1.26.0"))
+
+
+@pytest.mark.parametrize("version", [None, "1.23.2"])
+def test_a_jetson_finds_no_onnxruntime_gpu_on_the_package_index(version: str | None) -> None:
+    machine = with_packages("thor_jetpack_7_1", onnxruntime=None, onnxruntime_gpu=version)
+    assert str(error_of_running("cuda", machine)) == (
+        "onnxruntime-gpu 1.26 or newer is missing, and the package index has none for Jetson; install one built for "
+        "this system, or take the target tensorrt"
+    )
+
+
+def test_on_other_aarch64_machines_the_extra_installs_onnxruntime_gpu() -> None:
+    assert str(error_of_running("cuda", dgx_spark(onnxruntime_gpu=None))) == (
+        "onnxruntime-gpu is missing; run: pip install 'trol-export[gpu]'"
+    )
+
+
+def test_packages_for_a_newer_cuda_than_the_drivers_are_named_with_what_takes_their_place() -> None:
+    machine = with_driver(recorded("rtx_4090"), "570.211.01", "12.8")
+    assert str(error_of_running("cuda", machine)) == (
+        "onnxruntime-gpu 1.31.1, cuda-bindings 13.5.0: built for CUDA 13, the driver runs CUDA up to 12.8; "
+        "update the driver, or run: pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.*' 'cuda-bindings==12.*'"
+    )
+    assert str(error_of_running("tensorrt-rtx", machine)) == (
+        "tensorrt-rtx 1.7.1.116, cuda-bindings 13.5.0: built for CUDA 13, the driver runs CUDA up to 12.8; "
+        "update the driver, or run: pip uninstall -y tensorrt-rtx tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings "
+        "tensorrt-rtx-cu13-libs && pip install tensorrt-rtx-cu12 'cuda-bindings==12.*'"
+    )
+    assert str(error_of_building("tensorrt-rtx", machine)) == (
+        "tensorrt-rtx 1.7.1.116: built for CUDA 13, the driver runs CUDA up to 12.8; update the driver, or "
+        "run: pip uninstall -y tensorrt-rtx tensorrt-rtx-cu13 tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs && pip "
+        "install tensorrt-rtx-cu12"
+    )
+
+
+def test_full_tensorrt_for_a_newer_cuda_than_the_drivers_is_refused_before_the_build_and_the_run() -> None:
+    machine = with_driver(with_packages("rtx_4090", tensorrt="11.4.0.106"), "570.211.01", "12.8")
+    machine = replace(machine, cuda_majors={**machine.cuda_majors, "tensorrt": 13})
+    for error in (error_of_building("tensorrt", machine), error_of_running("tensorrt", machine)):
+        assert str(error).startswith("tensorrt 11.4.0.106")
+        assert "pip uninstall -y tensorrt tensorrt-cu13 " in str(error)
+        assert "pip install tensorrt-cu12" in str(error)
+
+
+def test_packages_for_cuda_12_run_on_every_driver_of_cuda_12_and_later() -> None:
+    machine = replace(
+        with_packages("rtx_4090", onnxruntime_gpu="1.26.0", cuda_bindings="12.9.10"),
+        cuda_majors={"onnxruntime-gpu": 12, "tensorrt-rtx": 12, "cuda-bindings": 12},
+    )
+    for driver in (("535.54.03", "12.2"), ("570.211.01", "12.8"), ("580.95.05", "13.0")):
+        for target in ("cuda", "tensorrt-rtx"):
+            require_runnable(target, with_driver(machine, *driver))
+
+
+def test_a_driver_older_than_cuda_12_must_be_updated() -> None:
+    assert str(error_of_running("cuda", with_driver(recorded("rtx_4090"), "470.256.02", "11.4"))) == (
+        "onnxruntime-gpu 1.31.1, cuda-bindings 13.5.0: built for CUDA 13, the driver runs CUDA up to 11.4; "
+        "update the driver"
+    )
+
+
+def test_the_driver_of_a_jetson_is_that_of_its_jetpack() -> None:
+    machine = with_packages("orin_nano_jetpack_6_2_2", tensorrt="10.3.0", cuda_bindings="13.5.0")
+    machine = replace(machine, cuda_majors={"cuda-bindings": 13})
+    assert str(error_of_running("tensorrt", machine)) == (
+        "cuda-bindings 13.5.0: built for CUDA 13, the driver runs CUDA up to 12.6; run: pip install "
+        "'cuda-bindings==12.*'"
+    )
+
+
+def test_a_driver_that_does_not_tell_its_cuda_is_given_a_try() -> None:
+    machine = recorded("rtx_4090")
+    assert machine.nvidia is not None
+    require_runnable("tensorrt-rtx", replace(machine, nvidia=replace(machine.nvidia, cuda=None)))
+
+
+@pytest.mark.parametrize("target", ["cuda", "tensorrt-rtx", "tensorrt"])
+def test_gpus_are_used_under_linux_alone(target: str) -> None:
+    windows = replace(recorded("rtx_4090"), system="Windows 11 AMD64", architecture="AMD64")
+    line = f"{target} is for Linux, this is Windows 11 AMD64; take a Linux machine, or the target cpu"
+    assert str(error_of_running(target, windows)) == line
+    if target != "cuda":
+        assert str(error_of_building(target, windows)) == line
 
 
 def test_cuda_needs_the_bindings_of_the_drivers_cuda() -> None:
@@ -195,9 +327,18 @@ def test_tensorrt_rtx_does_not_build_on_an_arm_server_without_a_gpu() -> None:
 
 
 def test_dgx_spark_builds_and_runs_tensorrt_rtx() -> None:
-    spark = replace(with_gpu(recorded("rtx_4090"), "12.1"), architecture="aarch64")
-    require_buildable("tensorrt-rtx", spark)
-    require_runnable("tensorrt-rtx", spark)
+    require_buildable("tensorrt-rtx", dgx_spark())
+    require_runnable("tensorrt-rtx", dgx_spark())
+
+
+def test_the_extra_that_dgx_spark_is_told_of_brings_tensorrt_rtx_there() -> None:
+    assert str(error_of_running("tensorrt-rtx", dgx_spark(tensorrt_rtx=None))) == (
+        "tensorrt-rtx is missing; run: pip install 'trol-export[rtx]'"
+    )
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    requirement = Requirement(re.findall(r'^  "(tensorrt-rtx>=.*?)",', pyproject, re.MULTILINE)[0])
+    assert requirement.marker is not None
+    assert requirement.marker.evaluate({"sys_platform": "linux", "platform_machine": "aarch64"})
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "orin" in name or "thor" in name])
@@ -285,6 +426,28 @@ def test_a_tensorrt_that_the_environment_hides_is_found() -> None:
     assert str(error_of_running("tensorrt", recorded("orin_nano_jetpack_6_2_2"))) == message
 
 
+def test_a_tensorrt_without_its_python_package_is_told_apart_from_a_hidden_one() -> None:
+    machine = replace(recorded("orin_nano_jetpack_6_2_2"), tensorrt_python=None)
+    assert str(error_of_running("tensorrt", machine)) == (
+        "TensorRT 10.3.0.30 is on the system, its Python package is not; run: sudo apt install python3-libnvinfer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        (None, "tensorrt is missing; run: pip install 'tensorrt>=10.3'"),
+        (
+            "8.6.1",
+            "TensorRT 8.6.1 is older than 10.3, the oldest with which engines run; "
+            "run: pip install -U 'tensorrt>=10.3'",
+        ),
+    ],
+)
+def test_on_aarch64_tensorrt_is_installed_beside_the_extra(version: str | None, line: str) -> None:
+    assert str(error_of_running("tensorrt", dgx_spark(tensorrt=version))) == line
+
+
 def test_a_jetson_without_tensorrt_takes_it_from_jetpack() -> None:
     machine = replace(recorded("orin_nano_jetpack_6_2_2"), tensorrt_library=None)
     assert str(error_of_running("tensorrt", machine)) == (
@@ -320,15 +483,6 @@ def test_tensorrt_11_is_refused_on_jetpack_6_before_the_build() -> None:
     assert str(error_of_building("tensorrt", recorded("agx_orin_with_tensorrt_11"))) == (
         "TensorRT 11 on JetPack: JetPack 6.2.1 (L4T 36.4.4) does not support TensorRT 11.4.1.36 (11.4.1 needs JetPack "
         "7.2.2); use the one that came with JetPack: pip uninstall -y tensorrt"
-    )
-
-
-def test_a_plan_of_another_jetpack_is_refused_and_one_of_this_is_not() -> None:
-    orin = recorded("orin_nano_jetpack_7_2")
-    foreign = PlanEntry("tensorrt", "key", ("decode",), "fp16", ("plans/x",), {"tensorrt": "10.3.0"}, "8.7")
-    require_runnable("tensorrt", orin, replace(foreign, versions={"tensorrt": "10.16.2"}))
-    assert str(error_of_running("tensorrt", orin, foreign)).startswith(
-        "plan of another JetPack: built by TensorRT 10.3.0"
     )
 
 
