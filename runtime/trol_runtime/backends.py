@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trol_runtime.errors import UsageError
+from trol_runtime.errors import TrolError, UsageError
+from trol_runtime.one_line import one_line
 
 if TYPE_CHECKING:
     from trol_runtime.bundle import Bundle
@@ -60,19 +61,28 @@ def _gpu_backend(target: str, bundle: Bundle, trust_plans: bool) -> Backend:
     from trol_runtime.gpu_backend import GpuBackend
     from trol_runtime.machine import describe_machine
     from trol_runtime.plan_build import build_missing
-    from trol_runtime.plan_choice import Device, this_platform
+    from trol_runtime.plan_choice import Device, gpu_model, this_platform
     from trol_runtime.plan_store import find_plan
     from trol_runtime.target_support import known_sm, require_runnable
     from trol_runtime.tensorrt_plan import load_plans
 
     machine = describe_machine()
     require_runnable(target, machine)
-    trt: Any = import_module(_TENSORRT_MODULES[target])
-    here = Device(target, trt.__version__, known_sm(machine), this_platform())
-    stored = find_plan(bundle, here, trust_plans=trust_plans) or build_missing(bundle, here)
-    require_runnable(target, machine, stored.plan)
-    plans = {role: stored.read(role) for role in stored.plan.roles}
+    trt = _tensorrt(target)
+    here = Device(target, trt.__version__, known_sm(machine), this_platform(), gpu_model(target, machine))
+    stored = find_plan(bundle, here, trust_plans=trust_plans)
+    if stored is None:
+        stored = build_missing(bundle, here)
     device = CudaDevice()
     arena = None if stored.plan.weights == "embedded" else DeviceArena(bundle, device)
-    loaded = load_plans(trt, plans, device, arena)
+    loaded = load_plans(trt, stored, device, arena)
     return GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits, stored.plan.opset)
+
+
+def _tensorrt(target: str) -> Any:
+    """The library of a target; raises TrolError where its package is there and what it loads is not."""
+    module = _TENSORRT_MODULES[target]
+    try:
+        return import_module(module)
+    except (ImportError, OSError) as error:
+        raise TrolError(one_line(f"{module} is installed and cannot be loaded ({error}); install it again")) from None

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from trol_runtime.array_types import Ids
 from trol_runtime.cache_names import PAST, PAST_SECOND_PASS, PRESENT, PRESENT_SECOND_PASS, cache_names
-from trol_runtime.cuda_device import Box, CudaDevice, DeviceMemory
+from trol_runtime.cuda_device import ADDRESS_ALIGNMENT, Box, CudaDevice, GrowingMemory
 from trol_runtime.device_cache import DeviceBuffer, DeviceCache
 from trol_runtime.tensorrt_plan import Tensor
 
 _TWO_PASSES = ("extend",)  # the roles that take and give the second pass, too
-_ALIGNMENT = 256  # of every address that TensorRT is given
 
 
 class Prefix(NamedTuple):
@@ -72,7 +71,7 @@ class NewRows:
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        self._block: DeviceMemory | None = None
+        self._block = GrowingMemory(device, "new keys and values")
 
     def use(self, role: str, cache: DeviceCache, tokens: int, prefix: Prefix | None = None) -> CacheUse:
         new = self._laid_out(_passes(role, cache), cache, tokens)
@@ -92,7 +91,7 @@ class NewRows:
         rows, heads, _, width = cache.first_pass[0].shape
         planes = _Planes(0, (rows, heads, tokens, width), tokens * cache.token_bytes)
         nbytes = planes.nbytes * len(cache.first_pass)
-        begin = self._room(nbytes * len(passes)).address
+        begin = self._block.address(nbytes * len(passes))
         return [(one, planes._replace(begin=begin + number * nbytes)) for number, one in enumerate(passes)]
 
     def _put(self, new: list[tuple[_Pass, _Planes]], cache: DeviceCache, lengths: list[int]) -> None:
@@ -102,16 +101,6 @@ class NewRows:
             for row, length in enumerate(lengths):
                 there = cache.positions(one.buffers, row, length, length + tokens)
                 self._device.copy_box(there, planes.row(row, len(one.buffers)))
-
-    def _room(self, nbytes: int) -> DeviceMemory:
-        """At least so many bytes, at the same address as in the run before unless that had less.
-
-        In powers of two: the device keeps what is outgrown, and together that is less than what is in use.
-        """
-        if self._block is None or self._block.nbytes < nbytes:
-            self._block = None
-            self._block = self._device.allocate(1 << (nbytes - 1).bit_length(), "new keys and values")
-        return self._block
 
 
 class _Planes(NamedTuple):
@@ -128,7 +117,7 @@ class _Planes(NamedTuple):
     def lines(self) -> int:
         """Of a plane; some at its end are empty where the next would not begin at an address for TensorRT."""
         rows, heads, _, _ = self.shape
-        step = _ALIGNMENT // math.gcd(self.line, _ALIGNMENT)
+        step = ADDRESS_ALIGNMENT // math.gcd(self.line, ADDRESS_ALIGNMENT)
         return math.ceil(rows * heads / step) * step
 
     @property

@@ -2,20 +2,27 @@
 
 Threads take turns by `lock`: what one puts on the stream while another captures would become part of that one's graph.
 Memory that is freed is kept for the next allocation of its size: what runs later on the stream finds it free, and a
-session that begins anew has its cache where the last one had it, so that captured graphs stay valid.
+session that begins anew has its cache where the last one had it, so that captured graphs stay valid. Before more is
+taken from the driver it gets back all that is kept: never is more taken than was in use at once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from threading import RLock
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from trol_runtime.errors import LimitError, MissingExtraError, TrolError
+from trol_runtime.loading_process import LoadingProcess
 from trol_runtime.memory_need import readable
+
+# Of what cudaMalloc gives (CUDA C++ Programming Guide, "Device Memory Accesses"), and of every address that TensorRT is
+# given (IExecutionContext::setTensorAddress).
+ADDRESS_ALIGNMENT = 256
 
 
 def cuda_runtime() -> Any:
@@ -44,7 +51,31 @@ class DeviceMemory:
             self.address = 0
 
     def __del__(self) -> None:
-        self.free()
+        with suppress(TrolError):  # in a fork, which has nothing to give back
+            self.free()
+
+
+class GrowingMemory:
+    """Device memory at one address for as long as it is large enough; what: as in `CudaDevice.allocate`.
+
+    It grows in powers of two: twice of what was needed is the most that it takes, and it seldom moves.
+    """
+
+    def __init__(self, device: CudaDevice, what: str) -> None:
+        self._device, self._what = device, what
+        self._memory: DeviceMemory | None = None
+
+    def address(self, nbytes: int) -> int:
+        """Where so many bytes have room; what lay there is gone if it had to grow. Raises LimitError."""
+        if self._memory is None or self._memory.nbytes < nbytes:
+            self._memory = None  # first, so that old and new are never there together
+            self._memory = self._device.allocate(power_of_two(nbytes), self._what)
+        return self._memory.address
+
+
+def power_of_two(nbytes: int) -> int:
+    """The smallest that is not less."""
+    return 1 << (nbytes - 1).bit_length()
 
 
 class Box(NamedTuple):
@@ -75,23 +106,31 @@ class _Graph:
 
     def __del__(self) -> None:
         if self._executable is not None:
-            self._call("cudaGraphExecDestroy", self._executable)
+            with suppress(TrolError):  # in a fork, which has no graphs
+                self._call("cudaGraphExecDestroy", self._executable)
 
 
 class CudaDevice:
     """The current device of this process and a stream of its own.
 
-    lock: held by every call, and by whoever makes several that belong together
-
+    Its stream and the legacy stream wait for each other in nothing (CUDA Runtime API, "Stream synchronization
+    behavior"): what another library does there while a graph is captured makes neither fail.
     Raises MissingExtraError without CUDA's Python package, TrolError without a driver or a GPU.
     """
 
     def __init__(self) -> None:
         self._cuda = cuda_runtime()
-        self.lock = RLock()
+        self._process, self._lock = LoadingProcess(), RLock()
         self._free: dict[int, list[int]] = {}  # addresses by size
         self._in_use: Counter[str] = Counter()  # bytes by what they hold
-        self.stream: int = int(self._call("cudaStreamCreate"))
+        self._uploading: list[NDArray[Any]] = []  # since the stream was waited for
+        self.stream: int = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+
+    @property
+    def lock(self) -> RLock:
+        """Held by every call, and by whoever makes several that belong together; raises TrolError in a fork."""
+        self._process.require()
+        return self._lock
 
     def allocate(self, nbytes: int, what: str) -> DeviceMemory:
         """Uninitialised memory.
@@ -117,12 +156,15 @@ class CudaDevice:
         return int(free), int(total)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
-        """Copy a contiguous array to the device; it may be changed as soon as this returns.
+        """Copy a contiguous array to the device; it must not be changed before the stream was waited for.
 
-        From pageable memory CUDA returns when the bytes are in a buffer of its own (API synchronization behavior).
+        Until then it is kept alive here: an asynchronous copy from pageable memory "might be synchronous", and the
+        driver "may" put the bytes into a buffer of its own (CUDA Runtime API, "API synchronization behavior"). Where a
+        GPU reads pageable memory itself, nothing says that it does.
         """
         assert array.flags.c_contiguous
-        if array.nbytes:
+        with self.lock:
+            self._uploading.append(array)
             self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
 
     def download(self, array: NDArray[Any], address: int) -> None:
@@ -157,7 +199,9 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         """Return once everything asked so far is done."""
-        self._call("cudaStreamSynchronize", self.stream)
+        with self.lock:
+            self._call("cudaStreamSynchronize", self.stream)
+            self._uploading.clear()
 
     def captured(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """What `enqueue` puts on the stream, as one graph that the returned function launches; runs nothing yet."""
@@ -173,23 +217,24 @@ class CudaDevice:
             return _Graph(self._call, graph, self.stream).launch
 
     def _allocated(self, nbytes: int, what: str) -> int:
+        self._release_kept()
         error, address = self._cuda.cudaMalloc(nbytes)
-        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation and self._free:
-            self._release_kept()
-            error, address = self._cuda.cudaMalloc(nbytes)
         if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
             free, total = self.memory()
             held = " + ".join(f"{readable(count)} of {name}" for name, count in self._in_use.items() if count)
             raise LimitError(
                 f"the GPU has no {readable(nbytes)} for {what}: it holds {held or 'nothing of this engine'}, "
-                f"{readable(free)} of {readable(total)} are free; close what else uses it, or export with a smaller "
-                "--max-seq or --max-batch"
+                f"{readable(free)} of {readable(total)} are free; close what else uses it, or "
+                + ("take a smaller model" if what == "weights" else "export with a smaller --max-seq or --max-batch")
             )
         self._check("cudaMalloc", error)
         return int(address)
 
     def _release_kept(self) -> None:
-        """Give kept memory back to the driver, which waits for what still uses it."""
+        """Give kept memory back to the driver.
+
+        cudaFree waits for what still uses it (CUDA Programming Guide, "Stream-Ordered Memory Allocator", introduction).
+        """
         for addresses in self._free.values():
             for address in addresses:
                 self._call("cudaFree", address)

@@ -16,6 +16,9 @@ from trol_runtime.tensorrt_plan import Tensor
 class Enqueued(Protocol):
     """The part of a plan that is needed here."""
 
+    @property
+    def captures_itself(self) -> bool: ...
+
     def bind(self, tensors: Mapping[str, Tensor]) -> None: ...
 
     def enqueue(self) -> None: ...
@@ -25,7 +28,7 @@ class DecodeGraph:
     """The graph of the last kind of step.
 
     There is one: a graph is good for as long as its context is not changed, and another kind of step changes it
-    (TensorRT documentation, "CUDA Graphs"). What cannot be captured is run as it is.
+    (TensorRT documentation, "CUDA Graphs"). What cannot be captured is run as it is, as is what its library captures.
     """
 
     def __init__(self, device: CudaDevice) -> None:
@@ -42,7 +45,7 @@ class DecodeGraph:
             plan.enqueue()
             self._bound = dict(tensors)
             return
-        if self._launch is None and self._capturable:
+        if self._launch is None and self._capturable and not plan.captures_itself:
             try:
                 self._launch = self._device.captured(plan.enqueue)
             except TrolError:  # the host takes part in some step of the plan

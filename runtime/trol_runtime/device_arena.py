@@ -11,11 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trol_runtime.bundle import ARENA_BLOCK_BYTES, ARENA_ENTRY, Bundle
-from trol_runtime.cuda_device import CudaDevice, DeviceMemory
+from trol_runtime.cuda_device import ADDRESS_ALIGNMENT, CudaDevice, DeviceMemory
 from trol_runtime.errors import EngineFileError
-
-# Of what TensorRT is given (IExecutionContext::setTensorAddress); within the arena tensors lie at multiples of it.
-ALIGNMENT = 256
 
 
 class DeviceArena:
@@ -28,15 +25,16 @@ class DeviceArena:
 
     def __init__(self, bundle: Bundle, device: CudaDevice) -> None:
         size, header = bundle.entries[ARENA_ENTRY].size, bundle.arena_header_bytes
-        before = -header % ALIGNMENT  # so that the tensors, and not the header, lie where they should
+        # So that the tensors, and not the header, lie where they should; among themselves they do.
+        before = -header % ADDRESS_ALIGNMENT
         self._offsets = {name: tensor.offset for name, tensor in bundle.manifest.tensors.items()}
         self._memory: DeviceMemory = device.allocate(before + size, "weights")
         self._data = self._memory.address + before + header
         position = self._memory.address + before
         for window in _windows(bundle):
             device.upload(position, window)
+            device.synchronize()  # the next one is read into the same memory
             position += window.nbytes
-        device.synchronize()
 
     @property
     def nbytes(self) -> int:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trol_runtime.cuda_device import Box, CudaDevice, DeviceMemory
+from trol_runtime.cuda_device import ADDRESS_ALIGNMENT, Box, CudaDevice, DeviceMemory, power_of_two
 from trol_runtime.model_config import Decoder
 
 _WHAT = "KV cache"
+
+
+def aligned_length(tokens: int, token_bytes: int) -> int:
+    """The least length of at least so many tokens at which every row of a cache begins where TensorRT takes addresses.
+
+    token_bytes: of all heads of one layer's keys
+    """
+    step = ADDRESS_ALIGNMENT // math.gcd(token_bytes, ADDRESS_ALIGNMENT)
+    return math.ceil(tokens / step) * step
 
 
 class DeviceBuffer(NamedTuple):
@@ -24,7 +34,8 @@ class DeviceCache:
     """What `KVCache` is, on the device.
 
     Keys and values of all layers are one block, (2 * layers, rows, kv heads, capacity, head width): rows are repeated
-    or moved in all layers by one copy. The length is the engine's, as a plan's caches have a constant one.
+    or moved in all layers by one copy.
+    max_tokens: the length of every row, the same whatever it holds, as the caches of a plan have a constant one
     dtype: of keys and values, the plans'
     """
 
@@ -161,9 +172,12 @@ class DeviceCache:
         return self._decoder.kv_heads * self._max_tokens * self.token_bytes
 
     def _aside(self, tokens: int) -> Box:
-        """Room for so many positions of a row, close together. Its memory is reused once the stream is past it."""
+        """Room for so many positions of a row, close together. Its memory is reused once the stream is past it.
+
+        In powers of two: beams move a token more at every step, and sizes of which each is used once are of no reuse.
+        """
         width, height, depth = tokens * self.token_bytes, self._decoder.kv_heads, 2 * self._decoder.layers
-        memory = self._device.allocate(width * height * depth, _WHAT)
+        memory = self._device.allocate(power_of_two(width * height * depth), _WHAT)
         return Box(memory.address, width, height, depth, pitch=width, lines=height, memory=memory)
 
     def _whole(self) -> tuple[DeviceMemory, int]:

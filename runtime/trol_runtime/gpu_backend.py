@@ -16,24 +16,21 @@ from numpy.typing import NDArray
 from trol_runtime.array_types import Floats, Ids
 from trol_runtime.cache_forms import CacheForm, CacheUse, InPlace, NewRows, Prefix
 from trol_runtime.cache_names import PAST, cache_names
-from trol_runtime.cuda_device import CudaDevice, DeviceMemory
-from trol_runtime.decode_graph import DecodeGraph
-from trol_runtime.device_cache import DeviceCache
+from trol_runtime.cuda_device import ADDRESS_ALIGNMENT, CudaDevice, GrowingMemory
+from trol_runtime.decode_graph import DecodeGraph, Enqueued
+from trol_runtime.device_cache import DeviceCache, aligned_length
+from trol_runtime.errors import EngineFileError
 from trol_runtime.manifest import Limits, Opset
 from trol_runtime.model_config import ModelConfig
 from trol_runtime.tensorrt_plan import Tensor
 
 
-class GpuPlan(Protocol):
+class GpuPlan(Enqueued, Protocol):
     """What runs a role; `trol_runtime.tensorrt_plan` says how."""
 
     dtypes: dict[str, np.dtype[Any]]
 
     def largest(self, name: str) -> tuple[int, ...]: ...
-
-    def bind(self, tensors: Mapping[str, Tensor]) -> None: ...
-
-    def enqueue(self) -> None: ...
 
     def keep_compiled(self) -> None: ...
 
@@ -42,6 +39,7 @@ class GpuBackend:
     """Runs the roles of one engine file; keeps no state of a conversation.
 
     plans: by role; weights and activations are theirs already. opset: the form they have
+    Raises EngineFileError for plans whose caches no addresses can be given for.
     """
 
     def __init__(
@@ -52,15 +50,15 @@ class GpuBackend:
         limits: Limits,
         opset: Opset = "modern",
     ) -> None:
-        self._device, self._plans, self._config, self._limits = device, plans, config, limits
-        self._staged: dict[tuple[str, str], DeviceMemory] = {}  # by role and name, as large as they were needed
+        self._device, self._plans, self._config = device, plans, config
+        self._cache_length, self._cache_dtype = _caches_of(plans["decode"], limits)
+        self._rooms: dict[tuple[str, str], GrowingMemory] = {}  # of inputs and outputs, by role and name
         self._decode_graph = DecodeGraph(device)
         self._caches: CacheForm = NewRows(device) if opset == "legacy" else InPlace()
 
     def new_cache(self, keeps_second_pass: bool) -> DeviceCache:
         """An empty cache for a session."""
-        dtype = self._plans["decode"].dtypes[cache_names(PAST, 1)[0]]
-        return DeviceCache(self._device, self._config.decoder, self._limits.max_seq, dtype, keeps_second_pass)
+        return DeviceCache(self._device, self._config.decoder, self._cache_length, self._cache_dtype, keeps_second_pass)
 
     def encode(self, pixel_values: Floats) -> Floats:
         """(crops, 3, h, w) -> image embeddings (crops, tokens, hidden), as many crops at a time as the plan takes."""
@@ -116,9 +114,9 @@ class GpuBackend:
         embeds = np.empty(
             (len(pixel_values), vision.tokens_per_crop, self._config.decoder.hidden_size), plan.dtypes["image_embeds"]
         )
-        output = self._room("vision", "image_embeds", embeds.nbytes)
+        output = self._room("vision", "image_embeds", embeds)
         tensors = self._uploaded("vision", {"pixel_values": pixel_values})
-        plan.bind({**tensors, "image_embeds": Tensor(output.address, embeds.shape)})
+        plan.bind({**tensors, "image_embeds": output})
         plan.enqueue()
         self._device.download(embeds, output.address)
         plan.keep_compiled()
@@ -128,9 +126,9 @@ class GpuBackend:
         """One run of a role of the language model; returns its logits, (rows, vocab)."""
         plan = self._plans[role]
         logits = np.empty((rows, self._config.decoder.vocab_size), np.float32)
-        output = self._room(role, "logits", logits.nbytes)
+        output = self._room(role, "logits", logits)
         tensors = self._uploaded(role, {**inputs, **caches.inputs})
-        tensors |= {**caches.tensors, "logits": Tensor(output.address, logits.shape)}
+        tensors |= {**caches.tensors, "logits": output}
         if role == "decode":
             self._decode_graph.run(plan, tensors)
         else:
@@ -146,14 +144,27 @@ class GpuBackend:
         tensors = {}
         for name, array in inputs.items():
             array = np.ascontiguousarray(array, self._plans[role].dtypes[name])
-            memory = self._room(role, name, array.nbytes)
-            self._device.upload(memory.address, array)
-            tensors[name] = Tensor(memory.address, array.shape)
+            tensors[name] = self._room(role, name, array)
+            self._device.upload(tensors[name].address, array)
         return tensors
 
-    def _room(self, role: str, name: str, nbytes: int) -> DeviceMemory:
-        """Memory for an input or output, the same in every run unless it must grow."""
-        known = self._staged.get((role, name))
-        if known is None or known.nbytes < nbytes:
-            known = self._staged[role, name] = self._device.allocate(nbytes, "inputs and outputs")
-        return known
+    def _room(self, role: str, name: str, array: NDArray[Any]) -> Tensor:
+        """Where an input or output lies on the device: the same place in every run unless it must grow."""
+        room = self._rooms.setdefault((role, name), GrowingMemory(self._device, "inputs and outputs"))
+        return Tensor(room.address(array.nbytes), array.shape)
+
+
+def _caches_of(decode: GpuPlan, limits: Limits) -> tuple[int, np.dtype[Any]]:
+    """Length and type of the caches that a plan is built for.
+
+    Each row is an input by itself when its prompt is read, so it must begin where TensorRT takes addresses.
+    """
+    keys = cache_names(PAST, 1)[0]
+    _, heads, length, width = decode.largest(keys)
+    token_bytes = heads * width * decode.dtypes[keys].itemsize
+    if length * token_bytes % ADDRESS_ALIGNMENT:
+        raise EngineFileError(
+            f"the caches of the plans have rows of {length * token_bytes} bytes, TensorRT takes them at multiples of "
+            f"{ADDRESS_ALIGNMENT}; export the engine with --max-seq {aligned_length(limits.max_seq, token_bytes)}"
+        )
+    return length, decode.dtypes[keys]

@@ -6,7 +6,6 @@ graph, which shares none of them, is a session of its own.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from trol_runtime.array_types import Floats, Ids
 from trol_runtime.bundle import Bundle
 from trol_runtime.cache_names import PAST, PAST_SECOND_PASS, PRESENT, PRESENT_SECOND_PASS, cache_names
 from trol_runtime.errors import EngineFileError, LimitError, TrolError
+from trol_runtime.loading_process import LoadingProcess
 from trol_runtime.native_runs import native_run
 from trol_runtime.one_line import one_line
 
@@ -52,7 +52,7 @@ class OrtBackend(ABC):
             )
         bundle.require_same_file()  # weights are mapped by the file's name
         self._bundle, self._language, self._vision = bundle, language, vision
-        self._process = os.getpid()
+        self._process = LoadingProcess()
         # What the branches not taken would read: fed because every input of a model must be, never looked at.
         self._unused = {
             "input_ids": np.zeros((1, 1), np.int64),
@@ -86,7 +86,7 @@ class OrtBackend(ABC):
 
     def encode(self, pixel_values: Floats) -> Floats:
         """(crops, 3, h, w) -> image embeddings (crops, tokens, hidden)"""
-        self._require_same_process()
+        self._process.require()
         with self._one_line_errors(), native_run():
             (embeds,) = self._vision.run(None, {"pixel_values": pixel_values})
         return embeds
@@ -137,7 +137,7 @@ class OrtBackend(ABC):
         self, role: str, inputs: dict[str, NDArray], first_pass: Sequence[Any], second_pass: Sequence[Any]
     ) -> Floats:
         """One run with each buffer bound as input and output at one address, so that it is written in place."""
-        self._require_same_process()
+        self._process.require()
         with self._one_line_errors(), native_run():
             binding = self._language.io_binding()
             number = np.array(ROLE_NUMBER[role], np.int64)
@@ -175,14 +175,6 @@ class OrtBackend(ABC):
             raise EngineFileError(
                 f"{self._bundle.path}: a graph fails as it runs ({reason}); check the file with: trol-inspect --verify"
             ) from error
-
-    def _require_same_process(self) -> None:
-        """A forked child has none of the parent's threads: ONNX Runtime would wait for them for ever."""
-        if os.getpid() != self._process:
-            raise TrolError(
-                f"the engine was loaded in process {self._process} and is used in its fork {os.getpid()}; load it "
-                "after forking, or start processes with multiprocessing's spawn"
-            )
 
 
 def _prompt_inputs(ids: NDArray, image_embeds: NDArray, cos: NDArray, sin: NDArray) -> dict[str, NDArray]:

@@ -1,12 +1,14 @@
 """What TensorRT for RTX compiled for this GPU, kept in the user's cache directory: the next start need not do it again.
 
-RTX compiles a plan's kernels for the GPU when they are first needed. What it made it gives out as a runtime cache, and
-takes back where version, driver and GPU are the same (IRuntimeCache.deserialize checks).
+RTX compiles a plan's kernels for the GPU when they are first needed, and those for single shapes in the background of
+later runs. What it made it gives out as a runtime cache, and takes back where version, driver and GPU are the same
+(IRuntimeCache.deserialize checks).
 """
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,19 +28,32 @@ class RtxCompiled:
         digest = hashlib.sha256(plan).hexdigest()[:_DIGITS]
         self._path = cache_directory() / "rtx" / f"{trt.__version__}-{digest}"
         self._cache = cache
+        self._ran = False
         known = _read(self._path)
-        # One that another driver or GPU made is not taken, and replaced later.
-        self._is_kept = known is not None and bool(cache.deserialize(known))
+        if known is not None:
+            cache.deserialize(known)  # one that another driver or GPU made is not taken, and replaced later
 
     def keep(self) -> None:
-        """Write what was compiled by now, once; where the disk refuses, the next start compiles again."""
-        if self._is_kept:
-            return
-        self._is_kept = True
+        """After a run: write what was compiled by now, and once more what is by the end of this object or the process.
+
+        Writing after every run would cost as much as the run.
+        """
+        if not self._ran:
+            self._ran = True
+            _write(self._path, self._cache)
+            weakref.finalize(self, _write, self._path, self._cache)
+
+
+def _write(path: Path, cache: Any) -> None:
+    """Write what the cache holds unless it is there already; where the disk refuses, the next start compiles again."""
+    compiled = cache.serialize()
+    if compiled is None:  # RTX finds no GPU any more, as late in a process that ends
+        return
+    data = bytes(compiled)
+    if data != _read(path):
         with suppress(TrolError):
-            make_folder(self._path.parent)
-            data = bytes(self._cache.serialize())
-            write_whole(self._path, data, overwrite=True, option="XDG_CACHE_HOME", mode=_PRIVATE_FILE)
+            make_folder(path.parent)
+            write_whole(path, data, overwrite=True, option="XDG_CACHE_HOME", mode=_PRIVATE_FILE)
 
 
 def _read(path: Path) -> bytes | None:

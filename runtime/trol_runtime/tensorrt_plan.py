@@ -1,11 +1,12 @@
 """TensorRT plans in a process: deserialised, given the weights they share, and run on one stream.
 
-Both packages, `tensorrt` and `tensorrt_rtx`, are used through what their Python interfaces have in common. Not run on a
-GPU yet.
+Both packages, `tensorrt` and `tensorrt_rtx`, are used through what their Python interfaces have in common; what only
+RTX has is in `trol_runtime.rtx_config`. Not run on a GPU yet.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from trol_runtime.cuda_device import CudaDevice, DeviceMemory
 from trol_runtime.device_arena import DeviceArena
-from trol_runtime.errors import EngineFileError, TrolError
+from trol_runtime.errors import EngineFileError, LimitError, TrolError
+from trol_runtime.memory_need import readable
 from trol_runtime.one_line import one_line
-from trol_runtime.rtx_compiled import RtxCompiled
+from trol_runtime.rtx_config import RTX_MODULE, RtxConfig
 from trol_runtime.tensorrt_log import quiet_log
 
-RTX_MODULE = "tensorrt_rtx"
+_REPEATED = "decode"  # the role whose runs follow each other with the same shapes and addresses
 
 
 class Tensor(NamedTuple):
@@ -31,22 +33,36 @@ class Tensor(NamedTuple):
 class TensorRTPlan:
     """One plan with a context of its own; its activations lie in memory that it is lent.
 
-    name: for messages. dtypes: of inputs and outputs
-    Raises EngineFileError when TensorRT refuses the plan.
+    name: for messages. repeats: whether many runs have the shapes and addresses of the one before
+    dtypes: of inputs and outputs
+    Raises EngineFileError when TensorRT refuses the plan, LimitError where the GPU has no memory for it.
     """
 
-    def __init__(self, trt: Any, runtime: Any, data: bytes, name: str, device: CudaDevice) -> None:
-        engine = runtime.deserialize_cuda_engine(data)
+    _engine: Any = None
+    _context: Any = None
+    _rtx: RtxConfig | None = None
+
+    def __init__(
+        self, trt: Any, runtime: Any, data: bytes, name: str, device: CudaDevice, repeats: bool = False
+    ) -> None:
+        self._runtime, self._device, self.name = runtime, device, name
+        library = f"{trt.__name__} {trt.__version__}"
+        engine = self._engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise EngineFileError(
-                f"{name}: {trt.__name__} {trt.__version__} refuses this plan ({_last_error(runtime)}); build it again "
-                "with: trol-export --add-target"
+            raise self._lack_of_memory(f"its {readable(len(data))}", len(data)) or EngineFileError(
+                f"{name}: {library} refuses this plan ({self._last_error()}); build it again with: "
+                "trol-export --add-target"
             )
-        self._trt, self._engine, self._device, self.name = trt, engine, device, name
-        self._compiled: RtxCompiled | None = None
-        self._context = self._new_context(data)
+        if trt.__name__ == RTX_MODULE:
+            self._rtx = RtxConfig(trt, engine, data, repeats)
+        self._context = engine.create_execution_context(
+            self._rtx.config if self._rtx else trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
         if self._context is None:
-            raise TrolError(f"{name}: {trt.__name__} {trt.__version__} gives no context ({_last_error(runtime)})")
+            raise self._lack_of_memory("a context") or TrolError(
+                f"{name}: {library} gives no context ({self._last_error()}); look at the GPU with: "
+                "trol-inspect --system"
+            )
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         self.inputs = [one for one in names if engine.get_tensor_mode(one) == trt.TensorIOMode.INPUT]
         self.outputs = [one for one in names if engine.get_tensor_mode(one) == trt.TensorIOMode.OUTPUT]
@@ -54,17 +70,16 @@ class TensorRTPlan:
             one: np.dtype(trt.nptype(engine.get_tensor_dtype(one))) for one in names
         }
 
-    def _new_context(self, data: bytes) -> Any:
-        """A context that is lent its memory; RTX's knows what was compiled for this GPU before."""
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._trt.__name__ != RTX_MODULE:
-            return self._engine.create_execution_context(strategy)
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        cache = config.create_runtime_cache()
-        self._compiled = RtxCompiled(self._trt, data, cache)
-        config.set_runtime_cache(cache)
-        return self._engine.create_execution_context(config)
+    def __del__(self) -> None:
+        """Each goes before what it was made from (TensorRT documentation, "How TensorRT Works", object lifetimes)."""
+        self._context = None
+        self._rtx = None
+        self._engine = None
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether the library makes CUDA graphs of runs, so that nobody else may."""
+        return self._rtx is not None
 
     @property
     def activation_bytes(self) -> int:
@@ -107,16 +122,36 @@ class TensorRTPlan:
     def enqueue(self) -> None:
         """Put the run on the stream; returns before it is done."""
         if not self._context.execute_async_v3(self._device.stream):
-            raise TrolError(f"{self.name}: TensorRT does not start a run; look at the GPU with: trol-inspect --system")
+            raise TrolError(
+                f"{self.name}: TensorRT does not start a run ({self._last_error()}); look at the GPU with: "
+                "trol-inspect --system"
+            )
 
     def keep_compiled(self) -> None:
         """After a run that was waited for: keep what was compiled in it for the next start."""
-        if self._compiled is not None:
-            self._compiled.keep()
+        if self._rtx is not None:
+            self._rtx.compiled.keep()
 
     def _set_address(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):
             raise TrolError(f"{self.name}: TensorRT takes no address for {name}; please report this engine")
+
+    def _lack_of_memory(self, what: str, need: int = 0) -> LimitError | None:
+        """What to raise where TensorRT gave nothing for want of memory: it says so, or less than `need` bytes are free.
+
+        Of a plan it need not say so (Runtime.deserialize_cuda_engine: "None if it could not be deserialized").
+        """
+        free, total = self._device.memory()
+        if need <= free and not re.search("out ?of ?memory", self._last_error(), re.IGNORECASE):
+            return None
+        return LimitError(
+            f"{self.name}: the GPU has no memory for {what} ({self._last_error()}): {readable(free)} of "
+            f"{readable(total)} are free; close what else uses it, or build plans that share their weights with: "
+            "trol-export --add-target ... --weights shared"
+        )
+
+    def _last_error(self) -> str:
+        return one_line(getattr(self._runtime.logger, "last_error", "no reason given"), 200)
 
 
 def load_plans(
@@ -128,14 +163,13 @@ def load_plans(
     Raises as TensorRTPlan does, LimitError without memory for the activations.
     """
     runtime = trt.Runtime(quiet_log(trt))
-    loaded = {role: TensorRTPlan(trt, runtime, data, f"the plan of {role}", device) for role, data in plans.items()}
+    loaded = {
+        role: TensorRTPlan(trt, runtime, plans[role], f"the plan of {role}", device, repeats=role == _REPEATED)
+        for role in plans  # read one at a time: each may hold all weights
+    }
     activations = device.allocate(max(plan.activation_bytes for plan in loaded.values()), "activations")
     for plan in loaded.values():
         plan.lend_activations(activations)
         if arena is not None:
             plan.share_weights(arena)
     return loaded
-
-
-def _last_error(runtime: Any) -> str:
-    return one_line(getattr(runtime.logger, "last_error", "no reason given"), 200)

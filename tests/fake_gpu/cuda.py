@@ -1,9 +1,13 @@
-"""`cuda.bindings.runtime` as far as the backend uses it; one stream, whose work is done when it is waited for."""
+"""`cuda.bindings.runtime` as far as the backend uses it; one stream, whose work is done when it is waited for.
+
+Memory of the host is read and written no sooner: a GPU may read it whenever it comes to it.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import re
+import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +23,7 @@ _PASSED_ON = (
     "cudaError_t",
     "cudaMemcpyKind",
     "cudaStreamCaptureMode",
+    "cudaStreamNonBlocking",
     "cudaMemcpy3DParms",
     "make_cudaExtent",
     "make_cudaPitchedPtr",
@@ -59,7 +64,8 @@ class FakeRuntime:
 
     # What the backend calls, in the order of CUDA's reference manual.
 
-    def cudaStreamCreate(self) -> tuple[Any, int]:
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
+        assert flags == real.cudaStreamNonBlocking, "a stream that waits for the legacy stream"
         stream = len(self._streams) + 1
         self._streams.add(stream)
         return OK, stream
@@ -120,12 +126,13 @@ class FakeRuntime:
             return (real.cudaError_t.cudaErrorStreamCaptureUnsupported,)
         if kind == kinds.cudaMemcpyHostToDevice:
             self.memory.view(dst, count)
-            data = _host(src, count).copy()  # pageable memory is staged before the call returns
-            self.put(lambda: _assign(self.memory.view(dst, count), data), stream)
+            source = HostBytes(src, count)
+            self.put(lambda: _assign(self.memory.view(dst, count), source.now()), stream)
         elif kind == kinds.cudaMemcpyDeviceToHost:
             self.memory.view(src, count)
-            _host(dst, count)[:] = POISON  # whoever reads before waiting reads this
-            self.put(lambda: _assign(_host(dst, count), self.memory.view(src, count)), stream)
+            target = HostBytes(dst, count)
+            target.now()[:] = POISON  # whoever reads before waiting reads this
+            self.put(lambda: _assign(target.now(), self.memory.view(src, count)), stream)
         else:
             assert kind == kinds.cudaMemcpyDeviceToDevice
             self._copy_lines(dst, count, src, count, count, 1, stream)
@@ -201,8 +208,31 @@ def _as_declared(name: str, function: Any) -> Callable[..., Any]:
     return call
 
 
-def _host(address: int, nbytes: int) -> np.ndarray:
-    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+class HostBytes:
+    """Bytes of the host, for as long as the array that has them is kept by somebody else.
+
+    CUDA is told no more than an address: the array is looked for among the variables of the callers, the nearest first.
+    """
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        frame = sys._getframe(1)
+        while not (found := [one for one in frame.f_locals.values() if _begins_at(one, address)]):
+            if frame.f_back is None:
+                raise Fault(f"{address:#x} is no array of the host")
+            frame = frame.f_back
+        assert found[0].nbytes >= nbytes
+        self._array, self._nbytes = weakref.ref(found[0]), nbytes
+
+    def now(self) -> np.ndarray:
+        """What the array holds, uint8; raises Fault when it is gone."""
+        array = self._array()
+        if array is None:
+            raise Fault("an array of the host was let go before its copy was done")
+        return array.reshape(-1).view(np.uint8)[: self._nbytes]
+
+
+def _begins_at(value: object, address: int) -> bool:
+    return isinstance(value, np.ndarray) and value.ctypes.data == address
 
 
 def _assign(target: np.ndarray, values: np.ndarray) -> None:

@@ -10,8 +10,8 @@ import pytest
 from fake_gpu.cuda import FakeRuntime
 from fake_gpu.memory import POISON
 from fake_gpu.onnxruntime import FakeOnnxRuntime
-from fake_gpu.tensorrt import FakeTensorRT, fake_plan
-from trol_engines.plan_graph import as_bytes, input_values, plan_graph, weights_to_inputs
+from fake_gpu.tensorrt import FakeTensorRT, Package, fake_plan
+from trol_engines.plan_graph import as_bytes, cache_length, input_values, plan_graph, weights_to_inputs
 from trol_engines.plan_profile import axis_ranges, shape_ranges
 from trol_runtime import cuda_backend, cuda_device
 from trol_runtime.bundle import Bundle
@@ -22,6 +22,17 @@ from trol_runtime.engine import TroL
 from trol_runtime.gpu_backend import GpuBackend
 from trol_runtime.manifest import Opset
 from trol_runtime.tensorrt_plan import load_plans
+
+
+class PlanKind(NamedTuple):
+    """Which package plans are for, and the form of their graphs."""
+
+    package: Package
+    opset: Opset
+
+
+RTX, TENSORRT = PlanKind("tensorrt_rtx", "modern"), PlanKind("tensorrt", "modern")
+LEGACY = PlanKind("tensorrt", "legacy")  # as on JetPack 6
 
 
 class FakeGpu(NamedTuple):
@@ -37,7 +48,7 @@ def plans_of(bundle: Bundle, opset: Opset = "modern") -> dict[str, bytes]:
     manifest = bundle.manifest
     plans = {}
     for role, entry in manifest.graphs.items():
-        graph = plan_graph(bundle.read(entry.entry), manifest.limits.max_seq, opset)
+        graph = plan_graph(bundle.read(entry.entry), cache_length(manifest), opset)
         weights_to_inputs(graph)
         axes = axis_ranges(role, manifest.model, manifest.limits)
         plans[role] = fake_plan(as_bytes(graph), shape_ranges(input_values(graph), axes))
@@ -45,16 +56,16 @@ def plans_of(bundle: Bundle, opset: Opset = "modern") -> dict[str, bytes]:
 
 
 def put_on_fake_gpu(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, opset: Opset = "modern", plans: dict[str, bytes] | None = None
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: PlanKind = RTX, plans: dict[str, bytes] | None = None
 ) -> FakeGpu:
-    """Load an engine file as the backend would, its plans in one of their forms."""
+    """Load an engine file as the backend would, with plans of a kind."""
     cuda = FakeRuntime()
     monkeypatch.setattr(cuda_device, "cuda_runtime", lambda: cuda)
     monkeypatch.setattr(CudaDevice, "take_back", _poisoning)
     device = CudaDevice()
-    trt: Any = FakeTensorRT(cuda)
-    loaded = load_plans(trt, plans or plans_of(bundle, opset), device, DeviceArena(bundle, device))
-    return FakeGpu(cuda, device, GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits, opset))
+    trt: Any = FakeTensorRT(cuda, kind.package)
+    loaded = load_plans(trt, plans or plans_of(bundle, kind.opset), device, DeviceArena(bundle, device))
+    return FakeGpu(cuda, device, GpuBackend(device, loaded, bundle.manifest.model, bundle.manifest.limits, kind.opset))
 
 
 def put_on_fake_cuda(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,14 +21,15 @@ pytest.importorskip("cuda.bindings", reason="the fake has the names of cuda.bind
 from fake_gpu.cuda import FakeRuntime
 from fake_gpu.engine import plans_of
 from fake_gpu.tensorrt import FakeTensorRT
-from trol_runtime import TroL, cuda_device, machine, plan_build
+from trol_runtime import TroL, backends, cuda_device, machine, plan_build
 from trol_runtime.backends import open_backend
 from trol_runtime.bundle import Bundle
 from trol_runtime.cpu_backend import CpuBackend
 from trol_runtime.errors import TrolError, UsageError
 from trol_runtime.gpu_backend import GpuBackend
 from trol_runtime.plan_choice import BuiltFor, graphs_sha256
-from trol_runtime.plan_store import add_plan
+from trol_runtime.plan_store import StoredPlan, add_plan
+from trol_runtime.tensorrt_plan import TensorRTPlan
 
 pytestmark = pytest.mark.usefixtures("cache_of_its_own")
 VERSION = "1.7.1.116"
@@ -114,7 +117,10 @@ def test_without_a_plan_where_none_can_be_built_one_line_has_the_command(
     assert str(refused.value).endswith("; building one here failed: onnx is missing")
 
 
-@pytest.mark.parametrize("change", [{"version": "1.6.0"}, {"sm": ("8.6",)}], ids=["version", "SM"])
+OTHERS: list[dict[str, object]] = [{"version": "1.6.0"}, {"sm": ("8.6",)}, {"gpu": "NVIDIA GeForce RTX 4080"}]
+
+
+@pytest.mark.parametrize("change", OTHERS, ids=["version", "SM", "GPU"])
 def test_a_plan_of_another_version_or_gpu_never_reaches_tensorrt(
     engine: Path, rtx_pc: FakeRuntime, no_builder: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
@@ -122,6 +128,41 @@ def test_a_plan_of_another_version_or_gpu_never_reaches_tensorrt(
     monkeypatch.setattr(FakeTensorRT, "Runtime", lambda *_: pytest.fail("a plan reached TensorRT"))
     with pytest.raises(TrolError, match="no plan for this machine: found cpu and tensorrt-rtx"):
         open_backend("tensorrt-rtx", Bundle.open(engine))
+
+
+def test_plans_are_read_one_at_a_time(engine: Path, rtx_pc: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may hold all weights, and on a Jetson the GPU's memory is the host's."""
+    done = []
+
+    def noting(what: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*words: Any, **named: Any) -> Any:
+            done.append(what)
+            return method(*words, **named)
+
+        return noted
+
+    add_fake_plan(engine)
+    monkeypatch.setattr(StoredPlan, "__getitem__", noting("read", StoredPlan.__getitem__))
+    monkeypatch.setattr(TensorRTPlan, "__init__", noting("loaded", TensorRTPlan.__init__))
+    open_backend("tensorrt-rtx", Bundle.open(engine))
+    assert done == ["read", "loaded"] * 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("libnvinfer.so.10: cannot open shared object file"), OSError("libcudart.so.13:\nno file")],
+)
+def test_a_library_that_cannot_be_loaded_is_one_line(
+    engine: Path, rtx_pc: FakeRuntime, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(backends, "import_module", fail)
+    with pytest.raises(TrolError) as refused:
+        open_backend("tensorrt-rtx", Bundle.open(engine))
+    said = " ".join(str(error).split())
+    assert str(refused.value) == f"tensorrt_rtx is installed and cannot be loaded ({said}); install it again"
 
 
 def test_a_plan_of_somebody_else_runs_only_when_trusted(

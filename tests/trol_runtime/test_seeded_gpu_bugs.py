@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import EngineOf
-from small_prompts import FP32_BUDGET, picture
+from conftest import EngineOf, Precision
+from small_conversation import conversation
 
 pytest.importorskip("tensorrt_rtx", reason="the fake has the names of tensorrt_rtx: extra rtx")
 pytest.importorskip("cuda.bindings", reason="the fake has the names of cuda.bindings")
 
-from fake_gpu.engine import gpu_model, put_on_fake_gpu
+from fake_gpu.engine import LEGACY, RTX, TENSORRT, PlanKind, gpu_model, put_on_fake_gpu
 from fake_gpu.memory import Fault
-from trol_runtime import TroL, cache_forms
+from trol_export.parity import BUDGETS
+from trol_runtime import TroL, cache_forms, device_arena
 from trol_runtime.bundle import Bundle
 from trol_runtime.cache_forms import CacheForm, CacheUse, InPlace, NewRows, Prefix, _Planes
 from trol_runtime.cuda_device import Box, CudaDevice
@@ -26,11 +27,9 @@ from trol_runtime.device_arena import DeviceArena
 from trol_runtime.device_cache import DeviceBuffer, DeviceCache
 from trol_runtime.errors import TrolError
 from trol_runtime.gpu_backend import GpuBackend
-from trol_runtime.manifest import Opset
 from trol_runtime.tensorrt_plan import Tensor, TensorRTPlan
 
 Patch = pytest.MonkeyPatch
-PICTURE = picture(40, 40)
 # What a bug may show as: the fake objects, the runtime does, or numbers that are not the CPU's.
 CAUGHT = (Fault, TrolError, AssertionError)
 
@@ -131,6 +130,27 @@ def weights_read_from_a_tensor_too_early(patch: Patch) -> None:
     patch.setattr(DeviceArena, "address", lambda self, name: address(self, name) - 256)
 
 
+def weights_overwritten_before_they_are_copied(patch: Patch) -> None:
+    """By the next ones of the file, which are read into the same buffer; those of a larger engine are so many."""
+    windows, load = device_arena._windows, DeviceArena.__init__
+
+    def halves(bundle: Bundle) -> Iterator[np.ndarray]:
+        for window in windows(bundle):
+            buffer = np.empty(-(-window.size // 2), np.uint8)
+            for half in (window[: buffer.size], window[buffer.size :]):
+                buffer[: half.size] = half
+                yield buffer[: half.size]
+
+    def hasty(self: DeviceArena, bundle: Bundle, device: CudaDevice) -> None:
+        with Patch.context() as loading:
+            loading.setattr(CudaDevice, "synchronize", lambda self: None)
+            load(self, bundle, device)
+        device.synchronize()
+
+    patch.setattr(device_arena, "_windows", halves)
+    patch.setattr(DeviceArena, "__init__", hasty)
+
+
 def every_second_head_of_a_beam_moved(patch: Patch) -> None:
     positions = DeviceCache.positions
 
@@ -220,6 +240,50 @@ def second_pass_put_where_the_first_is(patch: Patch) -> None:
     patch.setattr(cache_forms, "_passes", mixed)
 
 
+def inputs_let_go_before_they_are_copied(patch: Patch) -> None:
+    """In fp32 the session keeps them by chance: they are converted to nothing."""
+    upload = CudaDevice.upload
+
+    def forgotten(self: CudaDevice, address: int, array: np.ndarray) -> None:
+        upload(self, address, array)
+        self._uploading.clear()
+
+    patch.setattr(CudaDevice, "upload", forgotten)
+
+
+def inputs_left_in_fp32(patch: Patch) -> None:
+    uploaded = GpuBackend._uploaded
+
+    def as_they_come(self: GpuBackend, role: str, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        plan = self._plans[role]
+        right, plan.dtypes = plan.dtypes, {name: array.dtype for name, array in inputs.items()}
+        try:
+            return uploaded(self, role, inputs)
+        finally:
+            plan.dtypes = right
+
+    patch.setattr(GpuBackend, "_uploaded", as_they_come)
+
+
+def cache_rows_as_long_as_in_fp32(patch: Patch) -> None:
+    patch.setattr(DeviceCache, "token_bytes", property(lambda self: self._decoder.head_dim * 4))
+
+
+def a_run_of_rtx_captured_from_outside(patch: Patch) -> None:
+    """Which keeps the kernels that serve until those for its shapes are compiled."""
+    patch.setattr(TensorRTPlan, "captures_itself", False)
+
+
+def runtime_cache_gone_before_its_context(patch: Patch) -> None:
+    lend = TensorRTPlan.lend_activations
+
+    def forgotten(self: TensorRTPlan, memory: Any) -> None:
+        lend(self, memory)
+        self._rtx = None
+
+    patch.setattr(TensorRTPlan, "lend_activations", forgotten)
+
+
 BUGS: tuple[Callable[[Patch], None], ...] = (
     no_wait_before_logits_are_read,
     keys_and_values_swapped_in_decode,
@@ -228,12 +292,19 @@ BUGS: tuple[Callable[[Patch], None], ...] = (
     output_beside_the_cache_that_it_updates,
     caches_begin_uninitialised,
     weights_freed_while_plans_read_them,
-    a_graph_of_other_addresses_launched,
     a_plan_without_memory_for_activations,
     beams_moved_one_after_the_other,
     weights_read_from_a_tensor_too_early,
+    weights_overwritten_before_they_are_copied,
     every_second_head_of_a_beam_moved,
 )
+# Of what RTX alone has.
+RTX_BUGS: tuple[Callable[[Patch], None], ...] = (
+    a_run_of_rtx_captured_from_outside,
+    runtime_cache_gone_before_its_context,
+)
+# Of decode steps that the backend captures.
+CAPTURE_BUGS: tuple[Callable[[Patch], None], ...] = (a_graph_of_other_addresses_launched,)
 # Of plans that give new keys and values as rows of their own.
 LEGACY_BUGS: tuple[Callable[[Patch], None], ...] = (
     new_rows_left_where_they_are,
@@ -246,9 +317,17 @@ LEGACY_BUGS: tuple[Callable[[Patch], None], ...] = (
     mask_of_the_step_before,
     second_pass_put_where_the_first_is,
 )
-FORM_AND_BUG: tuple[tuple[Opset, Callable[[Patch], None]], ...] = (
-    *(("modern", bug) for bug in BUGS),
-    *(("legacy", bug) for bug in LEGACY_BUGS),
+# Of plans that compute in another precision than the host.
+FP16_BUGS: tuple[Callable[[Patch], None], ...] = (
+    inputs_let_go_before_they_are_copied,
+    inputs_left_in_fp32,
+    cache_rows_as_long_as_in_fp32,
+)
+CASES: tuple[tuple[Precision, PlanKind, Callable[[Patch], None]], ...] = (
+    *(("fp32", RTX, bug) for bug in (*BUGS, *RTX_BUGS)),
+    *(("fp32", TENSORRT, bug) for bug in CAPTURE_BUGS),
+    *(("fp32", LEGACY, bug) for bug in LEGACY_BUGS),
+    *(("fp16", RTX, bug) for bug in FP16_BUGS),
 )
 
 
@@ -261,8 +340,9 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="module")
-def bundle(micro_engine: EngineOf) -> Bundle:
-    return Bundle.open(micro_engine("internlm2"))
+def bundle(request: pytest.FixtureRequest, micro_engine: EngineOf) -> Bundle:
+    """In the precision that a test asks for."""
+    return Bundle.open(micro_engine("internlm2", request.param))
 
 
 @pytest.fixture(scope="module")
@@ -270,54 +350,37 @@ def expected(bundle: Bundle) -> list[np.ndarray]:
     return conversation(TroL(bundle))
 
 
-def conversation(model: TroL) -> list[np.ndarray]:
-    """What a user might do, as arrays: a picture, decoding, another prompt, beams that change places, two sessions, and
-    one that goes on behind its prefix."""
-    embeds = model.session.encode(model.preprocess([PICTURE]))
-    tokens = embeds.shape[1]
-    ids = np.array([[1, *[model.config.image_token_id] * tokens, 5, 6, 7]])
-    found = [embeds, model.session.prefill(ids, embeds)]
-    found += [model.session.decode(np.array([token])) for token in (8, 9, 10)]
-    found.append(model.session.prefill(np.array([[1, 44, 3, 9]])))
-    model.session.repeat(3)
-    found.append(model.session.decode(np.array([5, 6, 7])))
-    found.append(model.session.decode(np.array([15, 16, 17])))
-    model.session.reorder(np.array([2, 0, 1]))
-    found.append(model.session.decode(np.array([25, 26, 27])))
-    other = model.new_session()
-    found.append(other.prefill(np.array([[1, 80, 3]])))
-    turns = [(model.session, 3), (other, 1)] * 2
-    found += [session.decode(np.full(rows, 7)) for session, rows in turns]
-    chat = model.new_session(keep_prefix=True)
-    found += [chat.prefill(np.array([[1, 5, 9]])), chat.decode(np.array([4])), chat.extend(np.array([[3, 8]]))]
-    return found
-
-
-@pytest.mark.parametrize("opset", ["modern", "legacy"])
+@pytest.mark.parametrize("kind", [RTX, TENSORRT, LEGACY], ids=" ".join)
+@pytest.mark.parametrize("bundle", ["fp32", "fp16"], indirect=True)
 def test_without_a_bug_it_is_the_cpus(
-    bundle: Bundle, expected: list[np.ndarray], monkeypatch: Patch, opset: Opset
+    bundle: Bundle, expected: list[np.ndarray], monkeypatch: Patch, kind: PlanKind
 ) -> None:
-    assert_same(conversation(gpu_model(bundle, put_on_fake_gpu(bundle, monkeypatch, opset))), expected)
+    assert_same(conversation(gpu_model(bundle, put_on_fake_gpu(bundle, monkeypatch, kind))), expected, bundle)
 
 
 @pytest.mark.parametrize(
-    ("opset", "bug"), FORM_AND_BUG, ids=[bug.__name__.replace("_", " ") for _, bug in FORM_AND_BUG]
+    ("bundle", "kind", "bug"),
+    CASES,
+    indirect=["bundle"],
+    ids=[bug.__name__.replace("_", " ") for _, _, bug in CASES],
 )
 def test_a_bug_is_caught(
-    bundle: Bundle, expected: list[np.ndarray], monkeypatch: Patch, opset: Opset, bug: Callable[[Patch], None]
+    bundle: Bundle, expected: list[np.ndarray], monkeypatch: Patch, kind: PlanKind, bug: Callable[[Patch], None]
 ) -> None:
     bug(monkeypatch)
     with pytest.raises(CAUGHT):
-        assert_same(conversation(gpu_model(bundle, put_on_fake_gpu(bundle, monkeypatch, opset))), expected)
+        assert_same(conversation(gpu_model(bundle, put_on_fake_gpu(bundle, monkeypatch, kind))), expected, bundle)
 
 
-def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+def assert_same(found: list[np.ndarray], expected: list[np.ndarray], bundle: Bundle) -> None:
+    """Within the budget of the precision that the plans compute in; the CPU always does in fp32."""
+    budget = BUDGETS[bundle.manifest.precision].relative
     for one, other in zip(found, expected, strict=True):
-        assert np.abs(one - other).max() <= FP32_BUDGET * np.abs(other).max()
+        assert np.abs(one - other).max() <= budget * np.abs(other).max()
 
 
 def test_the_page_names_every_bug() -> None:
     page = (Path(__file__).parents[2] / "docs/without-a-gpu.md").read_text(encoding="utf-8")
     section = page.split("## Bugs that it must catch", 1)[1].split("\n## ", 1)[0]
     listed = [line.removeprefix("- ") for line in section.splitlines() if line.startswith("- ")]
-    assert listed == [bug.__name__.replace("_", " ") for _, bug in FORM_AND_BUG]
+    assert listed == [bug.__name__.replace("_", " ") for _, _, bug in CASES]
