@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from trol_engines.built_types import built_types
 from trol_engines.mixer_plugin import register_mixer
-from trol_engines.plan_builder import BuiltPlan
-from trol_engines.plan_set import MixerForm, PlanForm, build_plans
+from trol_engines.plan_set import MixerForm, PlanForm, RolePlan, build_plans
+from trol_engines.plan_spool import spool
 from trol_engines.tensorrt_package import TensorRTPackage, import_tensorrt
 from trol_runtime.bundle import Bundle
 from trol_runtime.errors import TrolError, UsageError
 from trol_runtime.machine import MachineDescription, describe_machine
 from trol_runtime.manifest import Opset, PlanEntry
-from trol_runtime.plan_choice import BuiltFor, Device, graphs_sha256, this_platform
-from trol_runtime.plan_store import add_plan, keep_plan
+from trol_runtime.plan_choice import BuiltFor, Device, gpu_model, graphs_sha256, this_platform
+from trol_runtime.plan_store import StoredPlan, add_plan, describe_plan, keep_plan
 from trol_runtime.progress import step
 from trol_runtime.target_support import known_sm, opset_for, require_buildable
+from trol_runtime.user_cache import cache_directory, make_folder
 from trol_runtime.version_numbers import version_numbers
 from trol_runtime.weight_form import WeightForm, best_form
 
@@ -32,11 +35,16 @@ _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8"
 
 
 class _Built(NamedTuple):
-    """Plans of all roles of an engine, not yet kept anywhere."""
+    """Plans of all roles of an engine, not yet kept anywhere.
+
+    inspectable: whether there is a GPU to ask about them
+    """
 
     bundle: Bundle
+    package: TensorRTPackage
     plan: PlanEntry
-    contents: Mapping[str, bytes]
+    contents: Mapping[str, memoryview]
+    inspectable: bool
 
 
 def add_plans(path: Path, target: str, weights: WeightForm | None = None, opset: Opset | None = None) -> PlanEntry:
@@ -48,8 +56,8 @@ def add_plans(path: Path, target: str, weights: WeightForm | None = None, opset:
     Raises TrolError, before anything is built, where this machine cannot build the target or the file cannot be added
     to, and when a build fails: the file is as it was then.
     """
-    _, plan, contents = _build(path, target, weights, opset)
-    return add_plan(path, plan, contents).plan
+    built = _build(path, target, weights, opset)
+    return _as_built(add_plan(path, built.plan, built.contents), built).plan
 
 
 def keep_plans(path: Path, target: str) -> Path:
@@ -58,8 +66,8 @@ def keep_plans(path: Path, target: str) -> Path:
     Progress goes to stderr. Raises TrolError as `add_plans`, but where the file cannot be added to only if the user's
     cache directory cannot be, either.
     """
-    bundle, plan, contents = _build(path, target, None, None)
-    return keep_plan(bundle, plan, contents).place
+    built = _build(path, target, None, None)
+    return _as_built(keep_plan(built.bundle, built.plan, built.contents), built).place
 
 
 def _build(path: Path, target: str, weights: WeightForm | None, opset: Opset | None) -> _Built:
@@ -67,7 +75,7 @@ def _build(path: Path, target: str, weights: WeightForm | None, opset: Opset | N
     bundle = Bundle.open(path)
     require_buildable(target, machine, precision=bundle.manifest.precision, opset=opset)
     package = import_tensorrt(target)
-    here = Device(target, package.version, machine.sm or "", this_platform())
+    here = Device(target, package.version, machine.sm or "", this_platform(), gpu_model(target, machine))
     form = _form(
         package,
         machine,
@@ -78,23 +86,77 @@ def _build(path: Path, target: str, weights: WeightForm | None, opset: Opset | N
     if form.weights == "embedded":
         with step("verify the weights"):
             bundle.verify()
-    plans: dict[str, bytes] = {}
-    computes: dict[str, Mapping[str, str]] = {}
-    has_gpu = machine.sm is not None
-    for role, built in build_plans(package, bundle, form):
-        inspected = built_types(package.trt, built.plan) if has_gpu else {}
-        plans[role], computes[role] = built.plan, what_computes(built, inspected)
-    return _Built(bundle, built_for.plan(tuple(plans), {}, computes), plans)
+    folder = _spool_folder(bundle.path)
+    # Not a loop, whose variable would hold one plan while the next is built.
+    built = list(map(lambda plan: _spooled(plan, folder), build_plans(package, bundle, form)))
+    built_for = replace(built_for, mixer=_built_mixer(form.mixer, built, package))
+    contents = {one.role: one.plan for one in built}
+    plan = built_for.plan(tuple(contents), {}, {one.role: one.computes for one in built})
+    return _Built(bundle, package, plan, contents, machine.sm is not None)
+
+
+class _Spooled(NamedTuple):
+    """What is left in memory of a plan that was built: `plan` lies on the disk."""
+
+    role: str
+    plan: memoryview
+    computes: dict[str, str]
+    inlined_mixers: int
+
+
+def _spooled(plan: RolePlan, folder: Path) -> _Spooled:
+    role, built, inlined_mixers = plan
+    return _Spooled(role, spool(built.plan, folder), what_computes(built.types), inlined_mixers)
+
+
+def _spool_folder(engine: Path) -> Path:
+    """Beside the engine file, as the plans are to go into it; else on the disk that is to take them instead."""
+    if os.access(engine.parent, os.W_OK):
+        return engine.parent
+    make_folder(cache_directory())
+    return cache_directory()
+
+
+def _built_mixer(asked: MixerForm, built: Iterable[_Spooled], package: TensorRTPackage) -> MixerForm:
+    """What the mixer was built as: the plugin only where every call of it became one; else a warning says so."""
+    without = [one.role for one in built if one.inlined_mixers]
+    if not without:
+        return asked
+    warnings.warn(
+        f"{package.target} {package.version} built the mixer of {', '.join(without)} as a function, expected the "
+        "plugin that is registered; the plans run without it; please report: trol-inspect --system",
+        stacklevel=2,
+    )
+    return "function"
+
+
+def _as_built(stored: StoredPlan, built: _Built) -> StoredPlan:
+    """The same plan, and in its record what a GPU here says of its layers; it is kept before anybody asks."""
+    if not built.inspectable:
+        return stored
+    try:
+        computes = {role: {**stored.plan.computes[role], **_inspected(built.package, stored, role)} for role in stored}
+        return stored if computes == stored.plan.computes else describe_plan(built.bundle, stored, computes)
+    except TrolError as error:
+        warnings.warn(f"the plans are kept; which types were built is not recorded: {error}", stacklevel=2)
+        return stored
+
+
+def _inspected(package: TensorRTPackage, stored: StoredPlan, role: str) -> dict[str, str]:
+    types = built_types(package.trt, stored.read(role))
+    return what_computes({"as built": types} if types else {})
 
 
 def _can_embed(package: TensorRTPackage, machine: MachineDescription, bundle: Bundle) -> bool:
     """Whether the package puts weights into plans, and all copies take no more than half of the GPU's memory.
 
-    The other half is for caches and activations.
+    The other half is for caches and activations. On a Jetson that memory is the host's, too, where each plan lies once
+    more while it is loaded.
     """
     memory = machine.gpu.memory if machine.gpu else None
     weights = sum(tensor.nbytes for tensor in bundle.manifest.tensors.values())
-    return package.takes_weights and memory is not None and 2 * _COPIES * weights <= memory
+    copies = _COPIES + (machine.jetson is not None)
+    return package.takes_weights and memory is not None and 2 * copies * weights <= memory
 
 
 def _form(package: TensorRTPackage, machine: MachineDescription, weights: WeightForm, opset: Opset) -> PlanForm:
@@ -110,12 +172,8 @@ def _form(package: TensorRTPackage, machine: MachineDescription, weights: Weight
     return PlanForm(weights, mixer, opset, only_sm)
 
 
-def what_computes(built: BuiltPlan, inspected: Mapping[str, int]) -> dict[str, str]:
-    """By group of layers, how many of them have which type: {"norms": "fp32 9"}.
-
-    inspected: of the layers that were built from all of these, where that is known
-    """
-    groups = {**built.types, **({"as built": inspected} if inspected else {})}
+def what_computes(groups: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """By group of layers, how many of them have which type: {"norms": "fp32 9"}."""
     return {
         group: ", ".join(f"{_NAMES.get(name, name.lower())} {count}" for name, count in types.items())
         for group, types in groups.items()
@@ -156,6 +214,7 @@ def _built_for(package: TensorRTPackage, bundle: Bundle, form: PlanForm, machine
         target=package.target,
         version=package.version,
         sm=sms,
+        gpu=gpu_model(package.target, machine),
         platform=platform,
         limits=bundle.manifest.limits,
         precision=bundle.manifest.precision,

@@ -33,23 +33,36 @@ OTHER = "other"  # what has no type of these: "N/A due to dynamic shapes"
 def built_types(trt: Any, plan: bytes) -> dict[str, int]:
     """How many layers of a plan have which type as their first output.
 
-    Empty where the plan is for other GPUs than this one, or the inspector tells no types.
+    Empty where the plan is for other GPUs than this one, there is no memory for it, or the inspector tells no types.
     """
-    engine = trt.Runtime(quiet_log(trt)).deserialize_cuda_engine(plan)
-    if engine is None:
-        return {}
-    inspector = engine.create_engine_inspector()
-    inspector.execution_context = _typical_context(trt, engine)
     try:
-        types = types_of(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
-    except ValueError:  # no answer, or no JSON: what was built is as good without
+        types = _inspected(trt, plan)
+    except Exception:  # whatever the library raises: no plan is worse for what is not known of it
         return {}
     return types if types.keys() - {OTHER} else {}
 
 
+def _inspected(trt: Any, plan: bytes) -> dict[str, int]:
+    engine = trt.Runtime(quiet_log(trt)).deserialize_cuda_engine(plan)
+    if engine is None:
+        return {}
+    context = _typical_context(trt, engine)
+    if context is None:
+        return {}
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
+    return types_of(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+
+
 def _typical_context(trt: Any, engine: Any) -> Any:
-    """A context with the shapes the plan is tuned for: without any, types of dynamic tensors are not told."""
-    context = engine.create_execution_context()
+    """A context with the shapes the plan is tuned for: without any, types of dynamic tensors are not told.
+
+    It never runs, so that activations get no memory, which by default is that of the profile's largest shapes
+    (ExecutionContextAllocationStrategy). None where TensorRT makes no context.
+    """
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None:
+        return None
     names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
     for name in names:
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:

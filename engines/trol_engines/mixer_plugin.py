@@ -19,16 +19,17 @@ _OLDEST_TENSORRT = (10, 10)
 _TYPE: dict[str, MixerType] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}  # tensorrt.DataType -> Triton's name
 
 
-def call_plugin(model: ir.Model) -> None:
-    """Mark every mixer of a graph for the registered plugin.
+def call_plugin(model: ir.Model) -> int:
+    """Mark every mixer of a graph for the registered plugin; how many there are.
 
     Since TensorRT 10.15 the parser prefers a plugin to a function only where the node says `plugin_namespace`; with
     `aot` it takes no plugin that would call back into Python.
     """
-    for node in model.graph.all_nodes():
-        if (node.domain, node.op_type) == (NAMESPACE, NAME):
-            node.attributes.add(ir.AttrString("plugin_namespace", NAMESPACE))
-            node.attributes.add(ir.AttrInt64("aot", 1))
+    mixers = [node for node in model.graph.all_nodes() if (node.domain, node.op_type) == (NAMESPACE, NAME)]
+    for node in mixers:
+        node.attributes.add(ir.AttrString("plugin_namespace", NAMESPACE))
+        node.attributes.add(ir.AttrInt64("aot", 1))
+    return len(mixers)
 
 
 @cache  # TensorRT takes a plugin of one name once

@@ -71,6 +71,9 @@ def build_plan(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 keeps 10 bits of 23
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
+    if package.allocates_in_runs:
+        # All activations lie in memory that a plan is lent, and its runs can be captured, or it is not built.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if only_sm is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{only_sm.replace('.', '')}"), 0)

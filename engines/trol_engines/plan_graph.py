@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from trol_engines.legacy_graph import to_legacy
 from trol_runtime.axis_names import CACHE
-from trol_runtime.manifest import GraphValue, Opset
+from trol_runtime.cache_names import PAST, cache_names
+from trol_runtime.device_cache import aligned_length
+from trol_runtime.manifest import GraphValue, Manifest, Opset
 
 
 def plan_graph(stored: bytes, cache_length: int, opset: Opset) -> ir.Model:
@@ -23,6 +26,14 @@ def plan_graph(stored: bytes, cache_length: int, opset: Opset) -> ir.Model:
         model = to_legacy(model)
     fix_cache_length(model, cache_length)
     return model
+
+
+def cache_length(manifest: Manifest) -> int:
+    """Of the caches of plans: the engine's limit or a few tokens more, so that TensorRT takes every row's address."""
+    name = cache_names(PAST, 1)[0]
+    keys = next(value for value in manifest.graphs["decode"].inputs if value.name == name)
+    _, heads, _, width = keys.shape
+    return aligned_length(manifest.limits.max_seq, int(heads) * int(width) * np.dtype(keys.dtype).itemsize)
 
 
 def read_graph(stored: bytes) -> ir.Model:

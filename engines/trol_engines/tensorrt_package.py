@@ -39,6 +39,14 @@ class TensorRTPackage:
         return self.target == "tensorrt"
 
     @property
+    def allocates_in_runs(self) -> bool:
+        """Whether plans may take memory while they run unless the builder is told that they must not.
+
+        RTX's may, and then no CUDA graph can be made of a run (TensorRT-RTX 1.2 release notes, "Memory Management").
+        """
+        return self.target == "tensorrt-rtx"
+
+    @property
     def takes_weights(self) -> bool:
         """Whether plans can be built with weights inside that do not lie in the graph: since TensorRT 10.13."""
         return hasattr(self.trt.OnnxParser, "load_initializer")

@@ -26,7 +26,7 @@ from trol_runtime.command_parser import CommandParser
 from trol_runtime.cuda_device import CudaDevice, DeviceMemory
 from trol_runtime.errors import TrolError
 from trol_runtime.machine import describe_machine
-from trol_runtime.plan_choice import Device, this_platform
+from trol_runtime.plan_choice import Device, gpu_model, this_platform
 from trol_runtime.target_support import known_sm, require_buildable, require_runnable
 from trol_runtime.tensorrt_log import quiet_log
 from trol_runtime.tensorrt_plan import Tensor, TensorRTPlan
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None) -> int:
         require_buildable(target, machine, precision=PRECISION)
         require_runnable(target, machine)
         package = import_tensorrt(target)
-        here = Device(target, package.version, known_sm(machine), this_platform())
+        here = Device(target, package.version, known_sm(machine), this_platform(), gpu_model(target, machine))
         found = probe(package, CudaDevice())
         record_probe(found, here, PRECISION)
     except TrolError as error:

@@ -80,6 +80,7 @@ class PlanEntry:
     """What one target runs: bundle entries, the roles they serve, and the versions they were built with.
 
     sm: compute capabilities of the GPUs the plan runs on, such as "8.7" or "8.6, 8.9, 12.0", None for a CPU.
+    gpu: the one model of GPU the plan runs on, None for every one of these compute capabilities.
     platform: system and processor such as "linux-aarch64", None for any.
     limits: what the plan was built for, None for what the manifest says.
     weights: "shared" for a plan that takes them as inputs, from the arena; "embedded" for one with its own copy.
@@ -97,6 +98,7 @@ class PlanEntry:
     entries: tuple[str, ...]
     versions: dict[str, str]
     sm: str | None = None
+    gpu: str | None = None
     platform: str | None = None
     limits: Limits | None = None
     weights: str | None = None

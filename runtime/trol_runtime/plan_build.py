@@ -16,9 +16,11 @@ BUILDER = "trol_engines.build_here"
 def build_missing(bundle: Bundle, here: Device) -> StoredPlan:
     """The plan that `find_plan` did not find, built, and kept in the file or in the user's cache directory.
 
-    How far it is is said on stderr. Raises TrolError with what was missing and why it cannot be built.
+    What was found instead, and how far the build is, is said on stderr. Raises TrolError with what was missing and why
+    it cannot be built.
     """
     missing = why_none(bundle, here)
+    print(missing, file=sys.stderr)
     print(f"{bundle.path}: building {here.target} plans for SM {here.sm}; the next start finds them", file=sys.stderr)
     try:
         run_builder(BUILDER, here.target, str(bundle.path))

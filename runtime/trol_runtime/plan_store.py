@@ -7,7 +7,7 @@ went in. A damaged plan in the cache is as good as none: it is built again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +25,11 @@ Contents = Mapping[str, "bytes | memoryview"]
 
 
 @dataclass(frozen=True)
-class StoredPlan:
-    """A plan that may run here; `place` is the engine file or the folder that holds it."""
+class StoredPlan(Mapping[str, bytes]):
+    """A plan that may run here; `place` is the engine file or the folder that holds it.
+
+    By role the serialized plans, each read when it is asked for and not kept: with weights inside they are large.
+    """
 
     plan: PlanEntry
     place: Path
@@ -35,6 +38,14 @@ class StoredPlan:
     def read(self, role: str) -> bytes:
         """The serialized plan of a role, verified; raises EngineFileError if it is damaged or there is none."""
         return self._read_entry(entry_of(self.plan, role))
+
+    __getitem__ = read
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan.roles)
+
+    def __len__(self) -> int:
+        return len(self.plan.roles)
 
 
 def find_plan(bundle: Bundle, device: Device, *, trust_plans: bool = False) -> StoredPlan | None:
@@ -85,6 +96,23 @@ def add_plan(path: Path, plan: PlanEntry, contents: Contents) -> StoredPlan:
         others = [other for other in appender.manifest.plans if not _same_key(plan, other)]
         bundle = appender.finish(replace(appender.manifest, plans=(*others, plan)))
     return StoredPlan(plan, bundle.path, bundle.read)
+
+
+def describe_plan(bundle: Bundle, stored: StoredPlan, computes: Mapping[str, Mapping[str, str]]) -> StoredPlan:
+    """Replace what the record of a kept plan says of its layers; its contents stay.
+
+    bundle: the engine that it was built from. computes: as in PlanEntry
+    Raises TrolError as `add_plan` and `cache_plan` do; the plan is kept as it was, then.
+    """
+    described = replace(stored.plan, computes={role: dict(groups) for role, groups in computes.items()})
+    plan, sha256 = _signed(described, stored)
+    if stored.place != bundle.path:
+        cached = cache_plan(bundle.manifest, plan, sha256, {})
+        return StoredPlan(plan, cached.folder, cached.read)
+    with BundleAppender(bundle.path) as appender:
+        plans = tuple(plan if other == stored.plan else other for other in appender.manifest.plans)
+        appended = appender.finish(replace(appender.manifest, plans=plans))
+    return StoredPlan(plan, appended.path, appended.read)
 
 
 def _signed(plan: PlanEntry, contents: Contents) -> tuple[PlanEntry, dict[str, str]]:

@@ -61,7 +61,7 @@ class Engine:
     num_io_tensors = 2
 
     def __init__(self, described: str) -> None:
-        self.context = Context()
+        self.context: Context | None = Context()
         self.inspector = SimpleNamespace(execution_context=None, get_engine_information=lambda form: described)
 
     def get_tensor_name(self, number: int) -> str:
@@ -73,7 +73,8 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(1,), (64,), (4096,)]
 
-    def create_execution_context(self) -> Context:
+    def create_execution_context(self, strategy: Any) -> Context | None:
+        assert strategy == "user managed", "who gives memory to activations of the largest shapes?"
         return self.context
 
     def create_engine_inspector(self) -> SimpleNamespace:
@@ -88,18 +89,34 @@ def library(engine: Any) -> Any:
         Runtime=lambda log: runtime,
         LayerInformationFormat=SimpleNamespace(JSON=1),
         TensorIOMode=SimpleNamespace(INPUT="input"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     )
 
 
 def test_a_plan_is_inspected_in_the_shapes_it_is_tuned_for() -> None:
     engine = Engine(json.dumps({"Layers": [layer(**{"Format/Datatype": "Half"})]}))
     assert built_types(library(engine), b"plan") == {"fp16": 1}
+    assert engine.context is not None
     assert engine.inspector.execution_context is engine.context
     assert engine.context.shapes == {"x": (64,)}
 
 
 def test_of_a_plan_for_other_gpus_nothing_is_known() -> None:
     assert built_types(library(None), b"plan") == {}
+
+
+def test_where_there_is_no_memory_for_a_context_nothing_is_known() -> None:
+    engine = Engine(json.dumps({"Layers": [layer(**{"Format/Datatype": "Half"})]}))
+    engine.context = None
+    assert built_types(library(engine), b"plan") == {}
+
+
+def test_an_inspector_that_fails_costs_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Engine) -> SimpleNamespace:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Engine, "create_engine_inspector", fail)
+    assert built_types(library(Engine("{}")), b"plan") == {}
 
 
 @pytest.mark.parametrize("described", ["", "no JSON", json.dumps({"Layers": [layer()]})])
@@ -110,6 +127,8 @@ def test_an_inspector_that_tells_no_types_costs_no_plan(described: str) -> None:
 def test_the_names_it_uses_are_those_of_the_installed_package() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="the names of tensorrt_rtx stand for both packages'")
     assert trt.EngineInspector.execution_context is not None
+    assert "strategy: tensorrt" in trt.ICudaEngine.create_execution_context.__doc__
+    assert trt.ExecutionContextAllocationStrategy.USER_MANAGED is not None
     assert trt.IExecutionContext.set_input_shape is not None
     assert trt.LayerInformationFormat.JSON is not None
     assert trt.ICudaEngine.create_engine_inspector is not None

@@ -139,9 +139,13 @@ def test_without_triton_nothing_is_registered(monkeypatch: pytest.MonkeyPatch) -
 # The graph that asks for it
 
 
-def marked(role: Role) -> ir.Model:
+def unmarked(role: Role) -> ir.Model:
     config, _ = seeded_model("micro-internlm2")
-    model = ir.from_proto(stored_graph(config, role, "fp16"))
+    return ir.from_proto(stored_graph(config, role, "fp16"))
+
+
+def marked(role: Role) -> ir.Model:
+    model = unmarked(role)
     call_plugin(model)
     return model
 
@@ -153,6 +157,12 @@ def test_every_mixer_names_the_plugin_and_nothing_else_does(role: Role) -> None:
     assert [(node.domain, node.op_type) for node in named] == [("trol", "Mixer")] * config.decoder.layers
     assert {node.attributes.get_string("plugin_namespace") for node in named} == {"trol"}
     assert {node.attributes.get_int("aot") for node in named} == {1}
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "extend"])
+def test_the_mixers_that_are_marked_are_counted(role: Role) -> None:
+    config, _ = seeded_model("micro-internlm2")
+    assert call_plugin(unmarked(role)) == (0 if role == "decode" else config.decoder.layers)
 
 
 def test_a_graph_without_mixers_stays_as_it_is() -> None:

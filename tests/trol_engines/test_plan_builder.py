@@ -28,6 +28,8 @@ from trol_runtime.model_config import ModelConfig
 
 pytest.importorskip("tensorrt_rtx", reason="plans of the target tensorrt-rtx need the extra rtx")
 
+from fake_gpu.rtx import ONLY_RTX
+
 LIMITS = Limits(max_seq=64, max_batch=3)
 
 
@@ -96,7 +98,21 @@ def test_matrix_products_are_fp16_and_only_the_gate_is_fp32(
     assert set(built(package, model, "decode", shared=True).types["matrix products"]) == {"HALF"}
 
 
-def test_tf32_is_off_and_nothing_is_built_for_one_profile_more(package: TensorRTPackage) -> None:
+@pytest.mark.parametrize("opset", ["modern", "legacy"])
+def test_full_tensorrt_is_asked_for_nothing_that_only_rtx_has(
+    package: TensorRTPackage, monkeypatch: pytest.MonkeyPatch, opset: Opset
+) -> None:
+    """Built by tensorrt_rtx without those names: only it is installed here."""
+    for owner, names in ONLY_RTX.items():
+        for name in names:
+            monkeypatch.delattr(getattr(package.trt, owner) if owner else package.trt, name)
+    full = TensorRTPackage("tensorrt", package.trt)
+    assert built(full, seeded_model("micro-internlm2"), "decode", shared=True, opset=opset).plan
+    with pytest.raises(AttributeError, match="REQUIRE_USER_ALLOCATION"):
+        built(package, seeded_model("micro-internlm2"), "decode", shared=True, opset=opset)
+
+
+def test_tf32_is_off_all_memory_is_lent_and_nothing_is_built_for_one_profile_more(package: TensorRTPackage) -> None:
     """Seen by a builder that notes what is asked of it, in front of the real one."""
     trt = package.trt
     seen: dict[str, Any] = {}
@@ -105,6 +121,7 @@ def test_tf32_is_off_and_nothing_is_built_for_one_profile_more(package: TensorRT
         builder = trt.Builder(log)
 
         def build(network: Any, config: Any) -> Any:
+            seen["lent memory"] = config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
             seen["tf32"] = config.get_flag(trt.BuilderFlag.TF32)
             seen["profiles"] = config.num_optimization_profiles
             seen["strongly typed"] = network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -114,7 +131,7 @@ def test_tf32_is_off_and_nothing_is_built_for_one_profile_more(package: TensorRT
 
     noting = TensorRTPackage(package.target, Overlaid(trt, Builder=noting_builder))  # type: ignore[arg-type]
     built(noting, seeded_model("micro-internlm2"), "decode", shared=True)
-    assert seen == {"tf32": False, "profiles": 1, "strongly typed": True}
+    assert seen == {"lent memory": True, "tf32": False, "profiles": 1, "strongly typed": True}
 
 
 class Overlaid:

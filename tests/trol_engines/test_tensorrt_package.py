@@ -41,6 +41,12 @@ def test_only_the_full_package_has_plugins(monkeypatch: pytest.MonkeyPatch) -> N
     assert (import_tensorrt("tensorrt").plugins, import_tensorrt("tensorrt-rtx").plugins) == (True, False)
 
 
+def test_only_plans_of_rtx_would_allocate_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "tensorrt", "11.0")
+    installed(monkeypatch, "tensorrt_rtx", "1.7")
+    assert [import_tensorrt(target).allocates_in_runs for target in ("tensorrt", "tensorrt-rtx")] == [False, True]
+
+
 @pytest.mark.parametrize(("calls", "takes_weights"), [(["parse"], False), (["parse", "load_initializer"], True)])
 def test_weights_are_put_into_plans_by_a_parser_that_is_handed_them(
     monkeypatch: pytest.MonkeyPatch, calls: list[str], takes_weights: bool

@@ -63,6 +63,7 @@ def test_a_plan_of_another_target_survives_with_everything_it_was_built_for() ->
         entries=("plans/tensorrt/10.16.2.10-sm8.7-fp16-00/decode.plan",),
         versions={"tensorrt": "10.16.2.10"},
         sm="8.7",
+        gpu="NVIDIA Jetson AGX Orin Developer Kit",
         platform="linux-aarch64",
         limits=Limits(128, 5),
         weights="shared",

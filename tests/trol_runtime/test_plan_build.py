@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,10 +59,29 @@ def test_what_was_built_is_found_now_and_by_the_next_start(
     building(monkeypatch, add_built_plan)
     built = build_missing(Bundle.open(engine), HERE)
     assert built.read("decode") == b"a plan"
-    assert capsys.readouterr().err == (
-        f"{engine}: building tensorrt plans for SM 8.7; the next start finds them\n"  # on stderr: stdout is answers
-    )
+    said = capsys.readouterr().err.splitlines()  # on stderr: stdout is answers
+    assert said[1:] == [f"{engine}: building tensorrt plans for SM 8.7; the next start finds them"]
     assert find_plan(Bundle.open(engine), HERE) is not None
+
+
+def test_a_plan_of_another_jetpack_is_named_before_one_is_built_instead(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_built_plan(engine, version="10.3.0")
+
+    def build(path: Path) -> None:
+        print("building", file=sys.stderr)
+        add_built_plan(path)
+
+    building(monkeypatch, build)
+    assert build_missing(Bundle.open(engine), HERE).read("decode") == b"a plan"
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        f"{engine}: no plan for this machine: found cpu and tensorrt 10.3.0 (JetPack 6.1 or 6.2) "
+    )
+    assert "; needed tensorrt 10.16.2 (JetPack 7.2) for SM 8.7 on " in said[0]
+    assert said[0].endswith(f"; add one with: trol-export --add-target tensorrt {engine}")
+    assert said[2] == "building"
 
 
 def test_where_it_cannot_be_built_one_line_says_what_was_missing_and_why(

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from recorded_machines import recorded
 from small_engine import write_small_engine
 from small_plan import SMALL_DEVICE, small_built_for, small_plan
 from trol_runtime.bundle import Bundle
 from trol_runtime.errors import EngineFileError
 from trol_runtime.manifest import GraphEntry, Limits, Manifest
-from trol_runtime.plan_choice import Device, entry_of, fitting, graphs_sha256, none_fits, this_platform
+from trol_runtime.plan_choice import Device, entry_of, fitting, gpu_model, graphs_sha256, none_fits, this_platform
 from trol_runtime.zip_records import is_plain_name
 
 
@@ -36,6 +37,7 @@ DIFFERENCES: list[dict[str, Any]] = [
     {"mixer": "function"},
     {"opset": "legacy"},
     {"graphs": "00"},
+    {"gpu": "NVIDIA Jetson AGX Orin Developer Kit"},
 ]
 
 
@@ -56,8 +58,9 @@ COMPUTES = {"decode": {"attention": "fp16 2", "norms": "fp32 5"}}
 
 
 def test_a_record_says_what_the_plan_was_built_for(manifest: Manifest) -> None:
-    plan = small_built_for(manifest, sm=("8.6", "8.9"), opset="legacy").plan(["decode"], {"cuda": "13.0"}, COMPUTES)
-    assert (plan.sm, plan.platform, plan.limits) == ("8.6, 8.9", "linux-aarch64", manifest.limits)
+    built_for = small_built_for(manifest, sm=("8.6", "8.9"), opset="legacy", gpu="Orin")
+    plan = built_for.plan(["decode"], {"cuda": "13.0"}, COMPUTES)
+    assert (plan.sm, plan.gpu, plan.platform, plan.limits) == ("8.6, 8.9", "Orin", "linux-aarch64", manifest.limits)
     assert (plan.weights, plan.mixer, plan.opset) == ("shared", "plugin", "legacy")
     assert plan.graphs == graphs_sha256(manifest)
     assert plan.versions == {"tensorrt": "10.16.2.10", "cuda": "13.0"}
@@ -105,6 +108,36 @@ def test_a_plan_for_another_machine_never_fits(manifest: Manifest, device: Devic
     assert fitting([small_plan(manifest)], manifest, device) == []
 
 
+AGX_ORIN, ORIN_NANO = (
+    gpu_model("tensorrt", recorded(name)) for name in ("agx_orin_with_tensorrt_11", "orin_nano_jetpack_7_2")
+)
+
+
+def test_a_plan_for_one_model_of_gpu_fits_no_other_of_its_compute_capability(manifest: Manifest) -> None:
+    plan = small_plan(manifest, gpu=AGX_ORIN)
+    assert fitting([plan], manifest, replace(SMALL_DEVICE, gpu=AGX_ORIN)) == [plan]
+    assert fitting([plan], manifest, replace(SMALL_DEVICE, gpu=ORIN_NANO)) == []
+    assert fitting([plan], manifest, replace(SMALL_DEVICE, gpu=None)) == []
+
+
+def test_a_plan_whose_record_names_no_gpu_goes_by_its_compute_capability(manifest: Manifest) -> None:
+    """Those for RTX run on all of one."""
+    plan = small_plan(manifest)
+    assert plan.gpu is None
+    assert fitting([plan], manifest, replace(SMALL_DEVICE, gpu=ORIN_NANO)) == [plan]
+
+
+def test_gpus_of_one_compute_capability_are_told_apart_by_name_and_on_a_jetson_by_the_board() -> None:
+    assert gpu_model("tensorrt", recorded("rtx_4090")) == "NVIDIA GeForce RTX 4090"
+    assert AGX_ORIN == "NVIDIA Jetson AGX Orin Developer Kit"
+    assert ORIN_NANO == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+    assert gpu_model("tensorrt", recorded("no_gpu")) is None
+
+
+def test_plans_for_rtx_are_bound_to_no_model_of_gpu() -> None:
+    assert gpu_model("tensorrt-rtx", recorded("rtx_4090")) is None
+
+
 def test_a_plan_of_other_limits_or_other_graphs_never_fits(manifest: Manifest) -> None:
     plans = [small_plan(manifest, limits=Limits(64, 5)), small_plan(manifest, graphs="00")]
     assert fitting(plans, manifest, SMALL_DEVICE) == []
@@ -139,29 +172,47 @@ def test_graphs_that_have_no_hash_are_no_crash(manifest: Manifest) -> None:
 def test_when_none_fits_one_line_says_what_was_found_what_is_needed_and_what_to_do(manifest: Manifest) -> None:
     plans = (*manifest.plans, small_plan(manifest, version="10.3.0", limits=Limits(4096, 5)))
     assert none_fits(Path("/engine.plan"), replace(manifest, plans=plans), SMALL_DEVICE) == (
-        "/engine.plan: no plan for this machine: found cpu and tensorrt 10.3.0 for SM 8.7 on linux-aarch64, 4,096 "
-        "tokens, 5 rows; needed tensorrt 10.16.2.10 for SM 8.7 on linux-aarch64, 128 tokens, 5 rows; "
-        "add one with: trol-export --add-target tensorrt /engine.plan"
+        "/engine.plan: no plan for this machine: found cpu and tensorrt 10.3.0 (JetPack 6.1 or 6.2) for SM 8.7 on "
+        "linux-aarch64, 4,096 tokens, 5 rows; needed tensorrt 10.16.2.10 (JetPack 7.2) for SM 8.7 on linux-aarch64, "
+        "128 tokens, 5 rows; add one with: trol-export --add-target tensorrt /engine.plan"
     )
+
+
+def test_a_plan_for_another_gpu_of_the_same_compute_capability_is_named_with_both(manifest: Manifest) -> None:
+    plans = (small_plan(manifest, version="10.15.1", gpu=AGX_ORIN),)
+    here = replace(SMALL_DEVICE, version="10.15.1", gpu=ORIN_NANO)
+    message = none_fits(Path("engine.plan"), replace(manifest, plans=plans), here)
+    assert f"found tensorrt 10.15.1 for SM 8.7 ({AGX_ORIN}) on linux-aarch64, 128 tokens" in message
+    assert f"needed tensorrt 10.15.1 for SM 8.7 ({ORIN_NANO}) on linux-aarch64, 128 tokens" in message
+
+
+def test_rtx_has_no_jetpack(manifest: Manifest) -> None:
+    plans = (small_plan(manifest, target="tensorrt-rtx", version="10.3.0"),)
+    message = none_fits(Path("engine.plan"), replace(manifest, plans=plans), SMALL_DEVICE)
+    assert "found tensorrt-rtx 10.3.0 for SM 8.7 on linux-aarch64" in message
 
 
 def test_a_plan_that_differs_in_its_graphs_alone_is_told_apart(manifest: Manifest) -> None:
     plans = (small_plan(manifest, graphs="00", platform=None),)
     message = none_fits(Path("engine.plan"), replace(manifest, plans=plans), SMALL_DEVICE)
-    assert "found tensorrt 10.16.2.10 for SM 8.7, 128 tokens, 5 rows, built from other graphs; needed" in message
+    assert (
+        "found tensorrt 10.16.2.10 (JetPack 7.2) for SM 8.7, 128 tokens, 5 rows, built from other graphs; needed"
+        in message
+    )
 
 
 def test_a_file_without_plans_says_so(manifest: Manifest) -> None:
     message = none_fits(Path("engine.plan"), replace(manifest, plans=()), SMALL_DEVICE)
     assert message.startswith(
-        "engine.plan: no plan for this machine: found none; needed tensorrt 10.16.2.10 for SM 8.7"
+        "engine.plan: no plan for this machine: found none; needed tensorrt 10.16.2.10 (JetPack 7.2) for SM 8.7"
     )
 
 
 def test_many_plans_still_make_one_line_with_the_command_at_its_end(manifest: Manifest) -> None:
     plans = tuple(small_plan(manifest, version=f"10.{minor}.0") for minor in range(20))
     message = none_fits(Path("engine.plan"), replace(manifest, plans=plans), SMALL_DEVICE)
-    assert len(message) <= 400
+    assert len(message) <= 500
+    assert "; needed tensorrt 10.16.2.10 (JetPack 7.2) for SM 8.7 on linux-aarch64, 128 tokens, 5 rows; " in message
     assert message.endswith("add one with: trol-export --add-target tensorrt engine.plan")
 
 

@@ -80,6 +80,7 @@ CHANGED: dict[str, Any] = {
     "entries": ("graphs/prefill.onnx",),
     "versions": {"tensorrt": "10.3.0"},
     "sm": "8.9",
+    "gpu": "Orin",
     "platform": None,
     "limits": Limits(64, 1),
     "weights": "embedded",

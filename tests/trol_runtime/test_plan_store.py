@@ -19,7 +19,7 @@ from trol_runtime.errors import EngineFileError, TrolError
 from trol_runtime.manifest import PlanEntry
 from trol_runtime.plan_choice import entry_of
 from trol_runtime.plan_signature import signed
-from trol_runtime.plan_store import StoredPlan, add_plan, find_plan, keep_plan, why_none
+from trol_runtime.plan_store import StoredPlan, add_plan, describe_plan, find_plan, keep_plan, why_none
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_a_plan_for_another_machine_is_not_found_and_the_reason_is_that(engine: 
     bundle = Bundle.open(engine)
     other = replace(SMALL_DEVICE, version="11.4.1")
     assert find_plan(bundle, other) is None
-    assert "found cpu and tensorrt 10.16.2.10 for SM 8.7" in why_none(bundle, other)
+    assert "found cpu and tensorrt 10.16.2.10 (JetPack 7.2) for SM 8.7" in why_none(bundle, other)
     assert why_none(bundle, other).endswith(f"add one with: trol-export --add-target tensorrt {engine}")
 
 
@@ -137,6 +137,49 @@ def test_a_plan_of_other_graphs_is_not_added(engine: Path) -> None:
 def test_a_role_that_was_not_built_is_named(engine: Path) -> None:
     with pytest.raises(EngineFileError, match="has no vision, only prefill, decode; export the engine again"):
         kept(engine).read("vision")
+
+
+def test_by_role_the_plans_are_read_when_they_are_asked_for(engine: Path) -> None:
+    asked = []
+
+    def read(entry: str) -> bytes:
+        asked.append(entry)
+        return b"a plan"
+
+    stored = StoredPlan(kept(engine).plan, engine, read)
+    assert list(stored) == ["prefill", "decode"]
+    assert asked == []
+    assert stored["decode"] == b"a plan"
+    assert asked == [stored.plan.entries[1]]
+
+
+COMPUTES = {"prefill": {"as built": "fp16 7"}, "decode": {"as built": "fp32 2"}}
+
+
+@pytest.mark.parametrize("place", ["file", "cache"])
+def test_what_is_found_out_about_a_plan_that_is_kept_is_put_into_its_record(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "cache":
+        refuse_additions(monkeypatch)
+    stored = kept(engine)
+    described = describe_plan(Bundle.open(engine), stored, COMPUTES)
+    again = found(engine)
+    assert again is not None
+    assert again.plan == described.plan
+    assert (again.place, again.plan.computes) == (stored.place, COMPUTES)
+    assert contents_of(again) == contents_of(described) == SMALL_CONTENTS
+    assert len(Bundle.open(engine).manifest.plans) == (2 if place == "file" else 1)
+
+
+def test_a_plan_stays_as_it_is_where_its_record_cannot_be_changed(engine: Path) -> None:
+    stored = kept(engine)
+    bundle = Bundle.open(engine)
+    with BundleAppender(engine), pytest.raises(TrolError, match="another process is adding to it"):
+        describe_plan(bundle, stored, COMPUTES)
+    again = found(engine)
+    assert again is not None
+    assert again.plan == stored.plan
 
 
 # Foreign, tampered, damaged.
