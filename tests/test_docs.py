@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 
 from golden import seeded_checkpoint
+from recorded_machines import recorded
 from trol_benchmarks import bench_command_line
 from trol_export import export_command_line
 from trol_runtime import command, inspect_command_line, run_command_line
+from trol_runtime.target_support import run_answers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -30,6 +33,22 @@ PARSERS = {
     "trol-run": run_command_line._parse,
     "trol-inspect": inspect_command_line._parse,
     "trol-bench": bench_command_line._parse,
+}
+
+
+# What pages have people type that is not this project's, and where that is written.
+_JETPACK_SETUP = "https://docs.nvidia.com/jetson/orin-nano-devkit/user-guide/latest/setup_jetpack.html"
+_VENV = "https://docs.python.org/3/library/venv.html"
+SYSTEM_COMMANDS = {
+    "sudo apt update": _JETPACK_SETUP,
+    "sudo apt install nvidia-jetpack git python3-venv": _JETPACK_SETUP,
+    "sudo apt install nvidia-driver-580 git python3-venv": "https://packages.ubuntu.com/noble-updates/nvidia-driver-580",
+    "git clone REPOSITORY trol-export": "https://git-scm.com/docs/git-clone",
+    "cd trol-export": "",
+    "/usr/bin/python3 -m venv --system-site-packages .venv": _VENV,
+    "python3 -m venv .venv": _VENV,
+    ". .venv/bin/activate": _VENV,
+    "scp tiny.plan engine.plan USER@BOARD:trol-export/": "https://man.openbsd.org/scp",
 }
 
 
@@ -59,14 +78,23 @@ def test_make_has_the_target(page: str, line: str) -> None:
     assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("pip ")])
+@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("pip ") and ".[" in c[1]])
 def test_the_extras_of_an_install_command_exist(page: str, line: str) -> None:
     pyproject = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     # Of the clone one is in: nothing is published.
-    requirement = re.fullmatch(r"pip install '\.\[([\w,]+)\]'", line)
+    requirement = re.fullmatch(r"pip install -c constraints\.txt '\.\[([\w,]+)\]'", line)
     assert requirement
+    assert (REPOSITORY / "constraints.txt").is_file()
     for extra in requirement[1].split(","):
         assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("pip ") and ".[" not in c[1]])
+def test_other_packages_are_installed_as_a_machine_with_a_driver_of_cuda_12_is_told(page: str, line: str) -> None:
+    machine = recorded("rtx_4090")
+    assert machine.nvidia is not None
+    told = run_answers(replace(machine, nvidia=replace(machine.nvidia, cuda="12.8")))
+    assert line in re.split(r"run: | && ", f"{told['cuda']} && {told['tensorrt-rtx']}")
 
 
 @pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("python -m ")])
@@ -89,7 +117,8 @@ def test_the_command_that_makes_a_checkpoint_takes_its_arguments(
 
 def test_every_command_line_on_a_page_is_one_that_is_checked() -> None:
     checked = re.compile(rf"({'|'.join(PARSERS)}|make|pip|python -m|python tests/\S+) ?")
-    assert not [line for _, line in COMMANDS if not checked.match(line)]
+    others = {line for _, line in COMMANDS if not checked.match(line)}
+    assert others == set(SYSTEM_COMMANDS)
 
 
 def test_the_help_page_is_current() -> None:
@@ -111,6 +140,35 @@ def test_every_cost_in_the_readme_stands_in_the_page_of_the_benchmarks() -> None
     costs = re.findall(r"(\d+\.\d+|\d+) (?:s|ms|GiB)\b", table)
     assert len(costs) == 10
     assert set(costs) <= set(re.findall(r"\d+\.\d+|\d+", measured))
+
+
+def table(page: str, begin: str) -> dict[str, list[str]]:
+    """The rows, by their first cell, of the table whose heading begins so."""
+    lines = page.split(f"\n{begin} |")[1].split("\n\n")[0].splitlines()[2:]
+    return {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines)}
+
+
+def test_the_memory_on_the_jetson_page_is_counted_from_the_models() -> None:
+    page = (REPOSITORY / "docs" / "jetson.md").read_text(encoding="utf-8")
+    weights = {
+        model: float(cells[1].removesuffix(" GB"))
+        for model, cells in table(README, "| | parameters").items()
+        if "B" in model
+    }
+    lengths, taken = (1536, 2048, 4096), {}
+    for model, gigabytes in weights.items():
+        llm = seeded_checkpoint.CONFIGS[model.lower()]["llm"]
+        heads = llm["num_attention_heads"]
+        width = llm["hidden_size"] // heads
+        token = 2 * 2 * llm["num_hidden_layers"] * llm["num_key_value_heads"] * width  # keys and values in fp16
+        taken[model] = [f"{gigabytes + token * length / 1e9:.1f} GB" for length in lengths]
+        scores = table(page, "| scores")["1.8B" if model == "1.8B" else "3.8B and 7B"]
+        assert scores == [f"{heads * length * 2 * length * 4 / 1e9:.2f} GB" for length in lengths]
+    assert table(page, "| weights and cache") == taken
+    for board, left in table(page, "| board").items():
+        size = float(re.findall(r"(\d+) GB", board)[0])
+        rest = [size - float(cells[1].removesuffix(" GB")) for cells in taken.values()]
+        assert left == [f"{gigabytes:.1f} GB" if gigabytes > 0 else "does not fit" for gigabytes in rest]
 
 
 def test_the_readme_knows_the_exit_codes() -> None:

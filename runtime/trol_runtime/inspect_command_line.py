@@ -165,7 +165,7 @@ def _plan_row(plan: PlanEntry, manifest: Manifest) -> dict[str, Any]:
         "weights": plan.weights or "-",
         "mixer": plan.mixer or "-",
         "opset": plan.opset,
-        "sm": plan.sm or "-",
+        "sm": (plan.sm or "-") + (f" ({plan.gpu})" if plan.gpu else ""),
         "built with": _inline(plan.versions),
         "built here": "-" if plan.sm is None else built_here(plan, manifest.sha256.entries),
     }

@@ -145,7 +145,8 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
         "--prefill-chunk",
         type=int,
         metavar="N",
-        help=f"read prompts N tokens at a time, to save memory (default: all; {CHAT_PREFILL_CHUNK} in a kept chat)",
+        help="read prompts N tokens at a time, which saves memory in ONNX Runtime "
+        f"(default: all; {CHAT_PREFILL_CHUNK} in a kept chat)",
     )
     parser.add_argument(
         "--no-keep-prefix", action="store_true", help="half the cache for --chat and --jsonl, which then read all again"

@@ -179,7 +179,7 @@ def test_plans_are_listed_with_what_they_were_built_for_and_whether_that_was_her
     engine: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    plan = small_plan(Bundle.open(engine).manifest, mixer="function", opset="legacy")
+    plan = small_plan(Bundle.open(engine).manifest, mixer="function", opset="legacy", gpu="Jetson AGX Orin")
     add_plan(engine, plan, SMALL_CONTENTS)
     _, out, _ = inspect(capsys, engine)
     heading, cpu, tensorrt = (re.split("  +", line.strip()) for line in out.split("runs on:\n")[1].splitlines()[:3])
@@ -191,7 +191,7 @@ def test_plans_are_listed_with_what_they_were_built_for_and_whether_that_was_her
     assert cpu == ["cpu", "x86_64", "prefill, decode", "fp32", "-", "-", "modern", "-", "onnxruntime 1.31.1", "-"]
     assert tensorrt == [
         *("tensorrt", plan.key, "prefill, decode", "fp16"),
-        *("shared", "function", "legacy", "8.7", versions, "yes"),
+        *("shared", "function", "legacy", "8.7 (Jetson AGX Orin)", versions, "yes"),
     ]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     _, out, _ = inspect(capsys, engine)
