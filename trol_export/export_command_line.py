@@ -58,7 +58,11 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
     source.add_argument("--checkpoint", metavar="DIR|HF-ID", help="a checkpoint's folder, or a repository of the hub")
     source.add_argument("--check", metavar="DIR|HF-ID", help="report on a checkpoint and write nothing")
     source.add_argument(
-        "--add-target", nargs=2, metavar=("TARGET", "FILE"), help="build plans of a target into an engine file"
+        "--add-target",
+        nargs=2,
+        action="append",
+        metavar=("TARGET", "FILE"),
+        help="build plans of a target into an engine file",
     )
     parser.add_argument("--revision", default="main", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument(
@@ -95,8 +99,12 @@ def _parse(argv: Sequence[str] | None) -> Namespace:
             if given:
                 option, other = (f"--{name.replace('_', '-')}" for name in (source_name, given[0]))
                 raise UsageError(f"{option} exports nothing: leave out {other}")
-    if arguments.add_target is not None and arguments.add_target[0] not in TARGETS[1:]:
-        raise UsageError(f"--add-target {arguments.add_target[0]}: expected {' or '.join(TARGETS[1:])}")
+    if arguments.add_target is not None:
+        arguments.add_target, *more = arguments.add_target
+        if more:
+            raise UsageError(f"--add-target is given {1 + len(more)} times, expected once: call again for the next")
+        if arguments.add_target[0] not in TARGETS[1:]:
+            raise UsageError(f"--add-target {arguments.add_target[0]}: expected {' or '.join(TARGETS[1:])}")
     if arguments.add_target is None and not _plan_targets(arguments):
         for name in ("weights", "opset"):
             if getattr(arguments, name) is not None:

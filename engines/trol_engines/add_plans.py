@@ -15,6 +15,7 @@ from trol_engines.plan_set import MixerForm, PlanForm, RolePlan, build_plans
 from trol_engines.plan_spool import spool
 from trol_engines.tensorrt_package import TensorRTPackage, import_tensorrt
 from trol_runtime.bundle import Bundle
+from trol_runtime.bundle_appender import BundleAppender
 from trol_runtime.errors import TrolError, UsageError
 from trol_runtime.machine import MachineDescription, describe_machine
 from trol_runtime.manifest import Opset, PlanEntry
@@ -56,6 +57,8 @@ def add_plans(path: Path, target: str, weights: WeightForm | None = None, opset:
     Raises TrolError, before anything is built, where this machine cannot build the target or the file cannot be added
     to, and when a build fails: the file is as it was then.
     """
+    with BundleAppender(path):
+        pass  # what cannot be added to is refused now, not when minutes have gone into plans
     built = _build(path, target, weights, opset)
     return _as_built(add_plan(path, built.plan, built.contents), built).plan
 

@@ -12,10 +12,8 @@ from functools import cache
 import onnx_ir as ir
 
 from trol_engines.mixer_code import Cuda, MixerType, compile_mixer, require_loadable, require_triton
-from trol_runtime.errors import TrolError
 
 NAMESPACE, NAME = "trol", "Mixer"  # the domain and name of the function
-_OLDEST_TENSORRT = (10, 10)
 _TYPE: dict[str, MixerType] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}  # tensorrt.DataType -> Triton's name
 
 
@@ -38,13 +36,6 @@ def register_mixer(sm: int, cuda: Cuda) -> None:
 
     Raises TrolError, or MissingExtraError without Triton, where only the function can be built.
     """
-    import tensorrt
-
-    if tuple(int(part) for part in tensorrt.__version__.split(".")[:2]) < _OLDEST_TENSORRT:
-        raise TrolError(
-            f"tensorrt {tensorrt.__version__} takes no compiled plugins by their domain, expected "
-            f"{'.'.join(map(str, _OLDEST_TENSORRT))} or newer: upgrade it"
-        )
     require_triton()
     require_loadable(sm, cuda)
     _define(sm)

@@ -20,7 +20,7 @@ _CARRIERS = {
 def installed_packages() -> dict[str, str | None]:
     """The version of each of PACKAGES, None for one that is missing."""
     return {
-        name: next(filter(None, map(installed_version, (name, *_CARRIERS.get(name, ())))), None) for name in PACKAGES
+        name: next(filter(None, map(installed_version, (*_CARRIERS.get(name, ()), name))), None) for name in PACKAGES
     }
 
 
@@ -38,6 +38,16 @@ def cuda_majors() -> dict[str, int]:
         carrier = next(filter(installed_version, carriers), "")
         found[name] = re.search(r"-cu([0-9]+)$", carrier)
     return {name: int(match[1]) for name, match in found.items() if match}
+
+
+def tensorrt_distributions(name: str, cuda_major: int | None) -> tuple[str, ...]:
+    """Everything that pip installs as "tensorrt" or "tensorrt-rtx" for a CUDA; taking the name away leaves the rest.
+
+    The module lies in ...-bindings, or in the carrier: https://github.com/NVIDIA/TensorRT/issues/3936
+    """
+    if cuda_major is None:
+        return (name,)
+    return (name, *(f"{name}-cu{cuda_major}{part}" for part in ("", "-bindings", "-libs")))
 
 
 def installed_version(distribution: str) -> str | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from trol_runtime.installed_packages import tensorrt_distributions
 from trol_runtime.machine import MachineDescription
 from trol_runtime.version_numbers import same_version, version_numbers
+
+_BOARDS_OF_TENSORRT_11 = ("AGX Orin", "Thor")
 
 
 @dataclass(frozen=True)
@@ -78,18 +81,22 @@ def _rtx_on_jetson(machine: MachineDescription) -> Conflict | None:
 
 
 def _tensorrt_11_on_jetpack(machine: MachineDescription) -> Conflict | None:
-    """11.4.1 is the first TensorRT 11 that supports JetPack: from 7.2.2 on, which is later than L4T 39.2.1."""
+    """11.4.1 is the first TensorRT 11 that supports JetPack: from 7.2.2 on, which is later than L4T 39.2.1, and on two
+    boards."""
     if machine.jetson is None or machine.jetson.l4t is None or machine.tensorrt is None:
         return None
     version, linux = version_numbers(machine.tensorrt), version_numbers(machine.jetson.l4t)
-    if version < (11,) or (version >= (11, 4, 1) and linux > (39, 2, 1)):
+    supported = any(board in machine.jetson.board for board in _BOARDS_OF_TENSORRT_11)
+    if version < (11,) or (version >= (11, 4, 1) and linux > (39, 2, 1) and supported):
         return None
+    installed = tensorrt_distributions("tensorrt", machine.cuda_majors.get("tensorrt"))
     return Conflict(
         name="TensorRT 11 on JetPack",
         targets=("tensorrt",),
         precisions=(),
-        advice=f"{machine.jetson.software} does not support TensorRT {machine.tensorrt} (11.4.1 needs JetPack 7.2.2); "
-        "use the one that came with JetPack: pip uninstall -y tensorrt",
+        advice=f"TensorRT {machine.tensorrt} does not support {machine.jetson.board} with {machine.jetson.software} "
+        "(11.4.1 does JetPack 7.2.2 on AGX Orin and Thor); use the one that came with JetPack: "
+        f"pip uninstall -y {' '.join(installed)}",
         source="https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-jetson.html",
     )
 

@@ -159,7 +159,7 @@ def none_fits(path: Path, manifest: Manifest, device: Device) -> str:
         f"{_built_by(device.target, device.version, device.sm)} {_gpus(device.sm, device.gpu)} on {device.platform}, "
         f"{manifest.limits.max_seq:,} tokens, {manifest.limits.max_batch} rows"
     )
-    shown = one_line(" and ".join(found) or "none", _MOST_FOUND)
+    shown = one_line(" and ".join(dict.fromkeys(found)) or "none", _MOST_FOUND)
     return one_line(
         f"{path}: no plan for this machine: found {shown}; needed {needed}; "
         f"add one with: trol-export --add-target {device.target} {path}",

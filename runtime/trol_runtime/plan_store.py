@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trol_runtime.bundle import Bundle
 from trol_runtime.bundle_appender import BundleAppender
-from trol_runtime.errors import TrolError
+from trol_runtime.errors import EngineFileError, TrolError
 from trol_runtime.manifest import PlanEntry
 from trol_runtime.plan_cache import cache_plan, cached_plans
 from trol_runtime.plan_choice import Device, entry_of, fitting, graphs_sha256, none_fits
@@ -37,7 +37,12 @@ class StoredPlan(Mapping[str, bytes]):
 
     def read(self, role: str) -> bytes:
         """The serialized plan of a role, verified; raises EngineFileError if it is damaged or there is none."""
-        return self._read_entry(entry_of(self.plan, role))
+        try:
+            return self._read_entry(entry_of(self.plan, role))
+        except EngineFileError as error:
+            raise EngineFileError(
+                f"{error}, or build plans anew with: trol-export --add-target {self.plan.target} FILE"
+            ) from None
 
     __getitem__ = read
 

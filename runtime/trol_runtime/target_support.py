@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trol_runtime.errors import MissingExtraError, TrolError, UsageError
-from trol_runtime.installed_packages import EXPORT_PACKAGES
+from trol_runtime.installed_packages import EXPORT_PACKAGES, tensorrt_distributions
 from trol_runtime.known_conflicts import known_conflicts
 from trol_runtime.machine import MachineDescription
 from trol_runtime.manifest import Opset
@@ -283,7 +283,7 @@ def _for_a_newer_cuda(names: tuple[str, ...], machine: MachineDescription) -> It
     if newer:
         needed = max(machine.cuda_majors[name] for name in newer)
         remedies = [] if machine.jetson else ["update the driver"]  # a Jetson's comes with JetPack
-        remedies += [f"run: {_installing_for_cuda_12(newer, needed)}"] if cuda == (12,) else []
+        remedies += [f"run: {_installing_for_cuda_12(newer, needed, machine)}"] if cuda == (12,) else []
         installed = ", ".join(f"{name} {machine.packages.get(name)}" for name in newer)
         yield TrolError(
             f"{installed}: built for CUDA {needed}, the driver runs CUDA up to {_cuda_of_driver(machine)}; "
@@ -291,15 +291,16 @@ def _for_a_newer_cuda(names: tuple[str, ...], machine: MachineDescription) -> It
         )
 
 
-def _installing_for_cuda_12(names: list[str], major: int) -> str:
-    """The command, in the place of packages for this major version.
+def _installing_for_cuda_12(names: list[str], major: int, machine: MachineDescription) -> str:
+    """The commands, in the place of packages for this major version.
 
-    Those of TensorRT lie where the ones for another CUDA do, and must go first.
+    Those of TensorRT lie where the ones for another CUDA do, and must go first; on a Jetson that is all, as
+    the one that came with JetPack is there.
     """
-    parts = ("", *(f"-cu{major}{part}" for part in ("", "-bindings", "-libs")))
-    old = [name + part for name in names if name.startswith("tensorrt") for part in parts]
-    removing = f"pip uninstall -y {' '.join(old)} && " if old else ""
-    return f"{removing}pip install {' '.join(_FOR_CUDA_12[name] for name in names)}"
+    old = [one for name in names if name.startswith("tensorrt") for one in tensorrt_distributions(name, major)]
+    new = [_FOR_CUDA_12[name] for name in names if not (machine.jetson and name == "tensorrt")]
+    commands = [f"pip uninstall -y {' '.join(old)}"] if old else []
+    return " && ".join([*commands, f"pip install {' '.join(new)}"] if new else commands)
 
 
 def _cuda_of_driver(machine: MachineDescription) -> str:

@@ -203,6 +203,17 @@ def with_rtx(machine: MachineDescription) -> MachineDescription:
     return replace(machine, packages=describe_machine().packages)
 
 
+def test_a_file_that_cannot_be_added_to_is_refused_before_anything_is_built(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object) -> Iterator[RolePlan]:
+        raise AssertionError("built for nothing")
+
+    monkeypatch.setattr(module, "build_plans", build)
+    with BundleAppender(engine), pytest.raises(TrolError, match="another process is adding to it"):
+        add_plans(engine, "tensorrt-rtx", "shared")
+
+
 def test_plans_for_this_machine_are_kept_in_the_file(engine: Path) -> None:
     assert keep_plans(engine, "tensorrt-rtx") == engine
     assert [plan.target for plan in Bundle.open(engine).manifest.plans] == ["cpu", "tensorrt-rtx"]

@@ -114,13 +114,6 @@ def refusal(sm: int = ORIN, cuda: tuple[int, int] = JETPACK_7) -> str:
     return str(refused.value)
 
 
-def test_an_older_tensorrt_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, "10.3.0.30")
-    assert refusal() == (
-        "tensorrt 10.3.0.30 takes no compiled plugins by their domain, expected 10.10 or newer: upgrade it"
-    )
-
-
 def test_a_gpu_or_driver_that_does_not_load_the_kernel_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = installed(monkeypatch)
     assert refusal(sm=75).startswith("the mixer plugin does not exist for SM 7.5, expected one of 8.0, ")

@@ -69,6 +69,10 @@ def test_without_the_extras_one_line_has_the_pip_command() -> None:
         (["--checkpoint", "MICRO", "--target", "tpu"], "argument --target: invalid choice: 'tpu'"),
         (["--add-target", "cpu", "engine.plan"], "--add-target cpu: expected tensorrt-rtx or tensorrt"),
         (["--add-target", "tensorrt-rtx"], "argument --add-target: expected 2 arguments"),
+        (
+            ["--add-target", "tensorrt", "a.plan", "--add-target", "tensorrt-rtx", "a.plan"],
+            "--add-target is given 2 times, expected once: call again for the next",
+        ),
         (["--add-target", "tensorrt", "engine.plan", "--max-seq", "64"], "exports nothing: leave out --max-seq"),
         (["--checkpoint", "MICRO", "--weights", "none"], "argument --weights: invalid choice: 'none'"),
         (

@@ -28,6 +28,13 @@ def test_a_package_is_found_under_the_name_of_the_one_that_carries_it(
     assert installed_packages()[package] == "10.3.0"
 
 
+def test_what_carries_a_package_counts_more_than_its_name_which_a_system_may_have_in_another_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "installed_version", {"tensorrt": "10.3.0.30", "tensorrt-cu13": "11.4.1.36"}.get)
+    assert installed_packages()["tensorrt"] == "11.4.1.36"
+
+
 # As the wheels of 1.26, 1.27 and 1.31 on the package index have it.
 @pytest.mark.parametrize(
     ("runtime", "major"),

@@ -91,6 +91,22 @@ def test_tensorrt_11_is_no_conflict_where_it_is_supported_or_nothing_is_known(te
     assert TENSORRT_11 not in names(with_packages(machine, tensorrt=tensorrt))
 
 
+@pytest.mark.parametrize(
+    ("board", "supported"),
+    [
+        ("NVIDIA Jetson AGX Orin Developer Kit", True),
+        ("NVIDIA Jetson AGX Thor Developer Kit", True),
+        ("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", False),
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", False),
+    ],
+)
+def test_tensorrt_11_supports_two_boards(board: str, supported: bool) -> None:
+    machine = with_jetson_linux(recorded("agx_orin_with_tensorrt_11"), "39.3.0", None)
+    assert machine.jetson is not None
+    machine = replace(machine, jetson=replace(machine.jetson, board=board))
+    assert (TENSORRT_11 not in names(machine)) == supported
+
+
 def test_tensorrt_11_on_a_pc_is_no_conflict() -> None:
     assert names(with_packages(recorded("rtx_4090"), tensorrt="11.4.1.36")) == []
 
@@ -98,8 +114,9 @@ def test_tensorrt_11_on_a_pc_is_no_conflict() -> None:
 def test_tensorrt_11_on_a_board_whose_jetpack_is_unknown_names_the_jetson_linux() -> None:
     machine = with_jetson_linux(recorded("agx_orin_with_tensorrt_11"), "36.9.0", None)
     assert the(TENSORRT_11, machine).advice == (
-        "L4T 36.9.0 does not support TensorRT 11.4.1.36 (11.4.1 needs JetPack 7.2.2); "
-        "use the one that came with JetPack: pip uninstall -y tensorrt"
+        "TensorRT 11.4.1.36 does not support NVIDIA Jetson AGX Orin Developer Kit with L4T 36.9.0 (11.4.1 does JetPack "
+        "7.2.2 on AGX Orin and Thor); use the one that came with JetPack: pip uninstall -y tensorrt tensorrt-cu13 "
+        "tensorrt-cu13-bindings tensorrt-cu13-libs"
     )
 
 

@@ -266,6 +266,15 @@ def test_the_driver_of_a_jetson_is_that_of_its_jetpack() -> None:
     )
 
 
+def test_a_tensorrt_for_a_newer_cuda_than_a_jetsons_gives_way_to_the_one_of_jetpack() -> None:
+    machine = with_packages("orin_nano_jetpack_6_2_2", tensorrt="10.16.2.10", cuda_bindings="12.6.2")
+    machine = replace(machine, cuda_majors={"tensorrt": 13, "cuda-bindings": 12})
+    assert str(error_of_running("tensorrt", machine)) == (
+        "tensorrt 10.16.2.10: built for CUDA 13, the driver runs CUDA up to 12.6; run: pip uninstall -y tensorrt "
+        "tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs"
+    )
+
+
 def test_a_driver_that_does_not_tell_its_cuda_is_given_a_try() -> None:
     machine = recorded("rtx_4090")
     assert machine.nvidia is not None
@@ -481,8 +490,9 @@ def test_int8_is_refused_on_orin_before_the_build_and_fp16_is_not() -> None:
 
 def test_tensorrt_11_is_refused_on_jetpack_6_before_the_build() -> None:
     assert str(error_of_building("tensorrt", recorded("agx_orin_with_tensorrt_11"))) == (
-        "TensorRT 11 on JetPack: JetPack 6.2.1 (L4T 36.4.4) does not support TensorRT 11.4.1.36 (11.4.1 needs JetPack "
-        "7.2.2); use the one that came with JetPack: pip uninstall -y tensorrt"
+        "TensorRT 11 on JetPack: TensorRT 11.4.1.36 does not support NVIDIA Jetson AGX Orin Developer Kit with JetPack "
+        "6.2.1 (L4T 36.4.4) (11.4.1 does JetPack 7.2.2 on AGX Orin and Thor); use the one that came with JetPack: "
+        "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs"
     )
 
 
