@@ -1,6 +1,6 @@
 """One GPU through CUDA's runtime: memory, copies and graphs, all on one stream, where everything runs in order.
 
-Threads take turns by `lock`: what one puts on the stream while another captures would become part of that one's graph.
+Threads take turns: what one puts on the stream while another captures would become part of that one's graph.
 Memory that is freed is kept for the next allocation of its size: what runs later on the stream finds it free, and a
 session that begins anew has its cache where the last one had it, so that captured graphs stay valid. Before more is
 taken from the driver it gets back all that is kept: never is more taken than was in use at once.
@@ -9,8 +9,8 @@ taken from the driver it gets back all that is kept: never is more taken than wa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trol_runtime.errors import LimitError, MissingExtraError, TrolError
 from trol_runtime.loading_process import LoadingProcess
 from trol_runtime.memory_need import readable
+from trol_runtime.native_runs import native_run
 
 # Of what cudaMalloc gives (CUDA C++ Programming Guide, "Device Memory Accesses"), and of every address that TensorRT is
 # given (IExecutionContext::setTensorAddress).
@@ -98,8 +99,10 @@ class _Graph:
 
     def __init__(self, call: Callable[..., Any], captured: Any, stream: int) -> None:
         self._call, self._stream, self._executable = call, stream, None
-        self._executable = call("cudaGraphInstantiate", captured, 0)
-        call("cudaGraphDestroy", captured)
+        try:
+            self._executable = call("cudaGraphInstantiate", captured, 0)
+        finally:
+            call("cudaGraphDestroy", captured)
 
     def launch(self) -> None:
         self._call("cudaGraphLaunch", self._executable, self._stream)
@@ -111,7 +114,7 @@ class _Graph:
 
 
 class CudaDevice:
-    """The current device of this process and a stream of its own.
+    """The device that is current in the thread that makes this, and a stream of its own; threads may differ in theirs.
 
     Its stream and the legacy stream wait for each other in nothing (CUDA Runtime API, "Stream synchronization
     behavior"): what another library does there while a graph is captured makes neither fail.
@@ -120,17 +123,51 @@ class CudaDevice:
 
     def __init__(self) -> None:
         self._cuda = cuda_runtime()
-        self._process, self._lock = LoadingProcess(), RLock()
+        self.process, self._lock = LoadingProcess(), RLock()
+        self._turns = 0  # of the thread that has the lock, one within another
         self._free: dict[int, list[int]] = {}  # addresses by size
         self._in_use: Counter[str] = Counter()  # bytes by what they hold
         self._uploading: list[NDArray[Any]] = []  # since the stream was waited for
+        self._number = int(self._checked("cudaGetDevice"))
         self.stream: int = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
 
-    @property
-    def lock(self) -> RLock:
-        """Held by every call, and by whoever makes several that belong together; raises TrolError in a fork."""
-        self._process.require()
-        return self._lock
+    def __del__(self) -> None:
+        """Wait, and give everything back: whatever had memory here is gone by now."""
+        with suppress(TrolError, AttributeError):  # in a fork, and where no stream was made
+            self.synchronize()
+            self._release_kept()
+            self._call("cudaStreamDestroy", self.stream)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A thread's time alone with the device, in which it is the current one; the program does not end within it.
+
+        Every call takes one, and whoever makes several that belong together. Raises TrolError in a fork.
+        """
+        self.process.require()
+        with native_run(), self._lock:
+            self._turns += 1
+            try:
+                if self._turns > 1:
+                    yield
+                else:
+                    with self._current():
+                        yield
+            finally:
+                self._turns -= 1
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Threads begin with device 0, and others' code may count on the one that it has set."""
+        before = int(self._checked("cudaGetDevice"))
+        if before == self._number:
+            yield
+            return
+        self._checked("cudaSetDevice", self._number)
+        try:
+            yield
+        finally:
+            self._checked("cudaSetDevice", before)
 
     def allocate(self, nbytes: int, what: str) -> DeviceMemory:
         """Uninitialised memory.
@@ -138,7 +175,7 @@ class CudaDevice:
         what: what it will hold, for messages: "weights", "KV cache", "activations"
         Raises LimitError with what the device holds already when there is not enough.
         """
-        with self.lock:
+        with self.turn():
             kept = self._free.get(nbytes)
             address = kept.pop() if kept else self._allocated(nbytes, what)
             self._in_use[what] += nbytes
@@ -146,7 +183,7 @@ class CudaDevice:
 
     def take_back(self, address: int, nbytes: int, what: str) -> None:
         """Keep freed memory for the next allocation of its size."""
-        with self.lock:
+        with self.turn():
             self._in_use[what] -= nbytes
             self._free.setdefault(nbytes, []).append(address)
 
@@ -154,6 +191,22 @@ class CudaDevice:
         """Bytes that are free on the device, and all of them; what is kept for reuse counts as taken."""
         free, total = self._call("cudaMemGetInfo")
         return int(free), int(total)
+
+    def holds(self, what: str) -> bool:
+        """Whether something of this kind has memory here."""
+        return self._in_use[what] > 0
+
+    def lack_of_memory(self, wanted: str, remedy: str) -> LimitError:
+        """What to raise where the GPU has no `wanted`, with what it holds and what is free.
+
+        remedy: what helps beside closing other programs
+        """
+        free, total = self.memory()
+        held = " + ".join(f"{readable(count)} of {name}" for name, count in self._in_use.items() if count)
+        return LimitError(
+            f"the GPU has no {wanted}: it holds {held or 'nothing of this engine'}, {readable(free)} of "
+            f"{readable(total)} are free; close what else uses it, or {remedy}"
+        )
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy a contiguous array to the device; it must not be changed before the stream was waited for.
@@ -163,7 +216,7 @@ class CudaDevice:
         GPU reads pageable memory itself, nothing says that it does.
         """
         assert array.flags.c_contiguous
-        with self.lock:
+        with self.turn():
             self._uploading.append(array)
             self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
 
@@ -199,34 +252,29 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         """Return once everything asked so far is done."""
-        with self.lock:
+        with self.turn():
             self._call("cudaStreamSynchronize", self.stream)
             self._uploading.clear()
 
     def captured(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """What `enqueue` puts on the stream, as one graph that the returned function launches; runs nothing yet."""
-        cuda = self._cuda
-        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        with self.lock:
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with self.turn():
             self._call("cudaStreamBeginCapture", self.stream, mode)
             try:
                 enqueue()
-            finally:  # a capture that failed must end, too
-                error, graph = cuda.cudaStreamEndCapture(self.stream)
-            self._check("cudaStreamEndCapture", error)
-            return _Graph(self._call, graph, self.stream).launch
+            except BaseException:  # a capture that failed must end, too
+                with suppress(TrolError):
+                    self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", self.stream))
+                raise
+            return _Graph(self._call, self._call("cudaStreamEndCapture", self.stream), self.stream).launch
 
     def _allocated(self, nbytes: int, what: str) -> int:
         self._release_kept()
         error, address = self._cuda.cudaMalloc(nbytes)
         if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
-            free, total = self.memory()
-            held = " + ".join(f"{readable(count)} of {name}" for name, count in self._in_use.items() if count)
-            raise LimitError(
-                f"the GPU has no {readable(nbytes)} for {what}: it holds {held or 'nothing of this engine'}, "
-                f"{readable(free)} of {readable(total)} are free; close what else uses it, or "
-                + ("take a smaller model" if what == "weights" else "export with a smaller --max-seq or --max-batch")
-            )
+            remedy = "take a smaller model" if what == "weights" else "export with a smaller --max-seq or --max-batch"
+            raise self.lack_of_memory(f"{readable(nbytes)} for {what}", remedy)
         self._check("cudaMalloc", error)
         return int(address)
 
@@ -235,18 +283,22 @@ class CudaDevice:
 
         cudaFree waits for what still uses it (CUDA Programming Guide, "Stream-Ordered Memory Allocator", introduction).
         """
-        for addresses in self._free.values():
+        kept, self._free = self._free, {}  # what garbage collection takes back meanwhile is not among it
+        for addresses in kept.values():
             for address in addresses:
                 self._call("cudaFree", address)
-        self._free.clear()
 
     def _copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
         self._call("cudaMemcpyAsync", target, source, nbytes, getattr(self._cuda.cudaMemcpyKind, kind), self.stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a function of CUDA's runtime: its result, several as a tuple, None for none."""
-        with self.lock:
-            error, *results = getattr(self._cuda, name)(*arguments)
+        with self.turn():
+            return self._checked(name, *arguments)
+
+    def _checked(self, name: str, *arguments: Any) -> Any:
+        """`_call` within a turn."""
+        error, *results = getattr(self._cuda, name)(*arguments)
         self._check(name, error)
         return results[0] if len(results) == 1 else tuple(results) or None
 

@@ -36,10 +36,6 @@ class DeviceArena:
             device.synchronize()  # the next one is read into the same memory
             position += window.nbytes
 
-    @property
-    def nbytes(self) -> int:
-        return self._memory.nbytes
-
     def __contains__(self, name: str) -> bool:
         return name in self._offsets
 

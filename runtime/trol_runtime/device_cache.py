@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trol_runtime.cuda_device import ADDRESS_ALIGNMENT, Box, CudaDevice, DeviceMemory, power_of_two
+from trol_runtime.errors import LimitError
 from trol_runtime.model_config import Decoder
 
 _WHAT = "KV cache"
@@ -74,9 +75,13 @@ class DeviceCache:
         """Fresh zeroed buffers; what was there is gone. Raises LimitError, the cache then being empty."""
         assert tokens <= self._max_tokens
         self.clear()
-        self._set_first(self._zeros(rows), rows)
-        if self._keeps_second_pass:
-            self.add_second_pass()
+        try:
+            self._set_first(self._zeros(rows), rows)
+            if self._keeps_second_pass:
+                self.add_second_pass()
+        except LimitError:
+            self.clear()
+            raise
 
     def add_second_pass(self) -> None:
         """Buffers for the second pass where there are none; raises LimitError."""

@@ -63,14 +63,14 @@ class GpuBackend:
     def encode(self, pixel_values: Floats) -> Floats:
         """(crops, 3, h, w) -> image embeddings (crops, tokens, hidden), as many crops at a time as the plan takes."""
         most = self._plans["vision"].largest("pixel_values")[0]
-        with self._device.lock:
+        with self._device.turn():
             parts = [self._encoded(pixel_values[begin : begin + most]) for begin in range(0, len(pixel_values), most)]
         return np.concatenate(parts)
 
     def prefill(self, cache: DeviceCache, input_ids: Ids, image_embeds: Floats, cos: Floats, sin: Floats) -> Floats:
         """As `CpuBackend.prefill`."""
         inputs = self._prompt(input_ids, image_embeds, cos, sin)
-        with self._device.lock:
+        with self._device.turn():
             return self._run("prefill", inputs, self._caches.use("prefill", cache, input_ids.shape[1]), rows=1)
 
     def extend(
@@ -85,7 +85,7 @@ class GpuBackend:
     ) -> Floats:
         """As `CpuBackend.extend`."""
         inputs = self._prompt(input_ids, image_embeds, cos, sin)
-        with self._device.lock:
+        with self._device.turn():
             use = self._caches.use("extend", cache, input_ids.shape[1], Prefix(write_index, attention_mask))
             return self._run("extend", inputs, use, rows=1)
 
@@ -100,7 +100,7 @@ class GpuBackend:
     ) -> Floats:
         """As `CpuBackend.decode`."""
         inputs: dict[str, NDArray[Any]] = {"token_ids": token_ids, "cos": cos, "sin": sin}
-        with self._device.lock:
+        with self._device.turn():
             use = self._caches.use("decode", cache, 1, Prefix(write_index, attention_mask))
             return self._run("decode", inputs, use, rows=len(token_ids))
 

@@ -19,6 +19,7 @@ class _Runs:
         self.begin_anew()
 
     def begin_anew(self) -> None:
+        self.here = threading.local()
         self._changed = threading.Condition()
         self._running = 0
         self._ended = False
@@ -47,12 +48,18 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def native_run() -> Iterator[None]:
-    """The program does not end within it; where it is ending already, another thread than the main one stays here."""
-    if threading.current_thread() is threading.main_thread():
+    """The program does not end within it; where it is ending already, another thread than the main one stays here.
+
+    One within another is part of that.
+    """
+    here = _runs.here
+    if getattr(here, "is_running", False) or threading.current_thread() is threading.main_thread():
         yield
         return
     _runs.enter()
+    here.is_running = True
     try:
         yield
     finally:
+        here.is_running = False
         _runs.leave()

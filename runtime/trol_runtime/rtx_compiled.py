@@ -15,6 +15,7 @@ from typing import Any
 
 from trol_runtime.atomic_file import write_whole
 from trol_runtime.errors import TrolError
+from trol_runtime.loading_process import LoadingProcess
 from trol_runtime.user_cache import cache_directory, make_folder
 
 _PRIVATE_FILE = 0o600
@@ -27,7 +28,7 @@ class RtxCompiled:
     def __init__(self, trt: Any, plan: bytes, cache: Any) -> None:
         digest = hashlib.sha256(plan).hexdigest()[:_DIGITS]
         self._path = cache_directory() / "rtx" / f"{trt.__version__}-{digest}"
-        self._cache = cache
+        self._cache, self._process = cache, LoadingProcess()
         self._ran = False
         known = _read(self._path)
         if known is not None:
@@ -40,12 +41,17 @@ class RtxCompiled:
         """
         if not self._ran:
             self._ran = True
-            _write(self._path, self._cache)
-            weakref.finalize(self, _write, self._path, self._cache)
+            _write(self._path, self._cache, self._process)
+            weakref.finalize(self, _write, self._path, self._cache, self._process)
 
 
-def _write(path: Path, cache: Any) -> None:
-    """Write what the cache holds unless it is there already; where the disk refuses, the next start compiles again."""
+def _write(path: Path, cache: Any, process: LoadingProcess) -> None:
+    """Write what the cache holds unless it is there already; where the disk refuses, the next start compiles again.
+
+    A fork ends without: it has no GPU to ask.
+    """
+    if not process.is_this:
+        return
     compiled = cache.serialize()
     if compiled is None:  # RTX finds no GPU any more, as late in a process that ends
         return

@@ -15,12 +15,11 @@ import numpy as np
 from trol_runtime.cuda_device import CudaDevice, DeviceMemory
 from trol_runtime.device_arena import DeviceArena
 from trol_runtime.errors import EngineFileError, LimitError, TrolError
+from trol_runtime.loading_process import never_destroy
 from trol_runtime.memory_need import readable
 from trol_runtime.one_line import one_line
 from trol_runtime.rtx_config import RTX_MODULE, RtxConfig
 from trol_runtime.tensorrt_log import quiet_log
-
-_REPEATED = "decode"  # the role whose runs follow each other with the same shapes and addresses
 
 
 class Tensor(NamedTuple):
@@ -33,7 +32,7 @@ class Tensor(NamedTuple):
 class TensorRTPlan:
     """One plan with a context of its own; its activations lie in memory that it is lent.
 
-    name: for messages. repeats: whether many runs have the shapes and addresses of the one before
+    name: for messages. role: what it runs, None where that is nothing of an engine
     dtypes: of inputs and outputs
     Raises EngineFileError when TensorRT refuses the plan, LimitError where the GPU has no memory for it.
     """
@@ -43,7 +42,7 @@ class TensorRTPlan:
     _rtx: RtxConfig | None = None
 
     def __init__(
-        self, trt: Any, runtime: Any, data: bytes, name: str, device: CudaDevice, repeats: bool = False
+        self, trt: Any, runtime: Any, data: bytes, name: str, device: CudaDevice, role: str | None = None
     ) -> None:
         self._runtime, self._device, self.name = runtime, device, name
         library = f"{trt.__name__} {trt.__version__}"
@@ -54,7 +53,7 @@ class TensorRTPlan:
                 "trol-export --add-target"
             )
         if trt.__name__ == RTX_MODULE:
-            self._rtx = RtxConfig(trt, engine, data, repeats)
+            self._rtx = RtxConfig(trt, engine, data, role)
         self._context = engine.create_execution_context(
             self._rtx.config if self._rtx else trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
@@ -72,6 +71,9 @@ class TensorRTPlan:
 
     def __del__(self) -> None:
         """Each goes before what it was made from (TensorRT documentation, "How TensorRT Works", object lifetimes)."""
+        if not self._device.process.is_this:
+            never_destroy(self)
+            return
         self._context = None
         self._rtx = None
         self._engine = None
@@ -141,14 +143,13 @@ class TensorRTPlan:
 
         Of a plan it need not say so (Runtime.deserialize_cuda_engine: "None if it could not be deserialized").
         """
-        free, total = self._device.memory()
+        free, _ = self._device.memory()
         if need <= free and not re.search("out ?of ?memory", self._last_error(), re.IGNORECASE):
             return None
-        return LimitError(
-            f"{self.name}: the GPU has no memory for {what} ({self._last_error()}): {readable(free)} of "
-            f"{readable(total)} are free; close what else uses it, or build plans that share their weights with: "
-            "trol-export --add-target ... --weights shared"
-        )
+        remedy = "export with a smaller --max-seq or --max-batch"
+        if not self._device.holds("weights"):  # each plan has its own
+            remedy = "build plans that share their weights with: trol-export --add-target ... --weights shared"
+        return self._device.lack_of_memory(f"memory for {what} of {self.name} ({self._last_error()})", remedy)
 
     def _last_error(self) -> str:
         return one_line(getattr(self._runtime.logger, "last_error", "no reason given"), 200)
@@ -164,7 +165,7 @@ def load_plans(
     """
     runtime = trt.Runtime(quiet_log(trt))
     loaded = {
-        role: TensorRTPlan(trt, runtime, plans[role], f"the plan of {role}", device, repeats=role == _REPEATED)
+        role: TensorRTPlan(trt, runtime, plans[role], f"the plan of {role}", device, role)
         for role in plans  # read one at a time: each may hold all weights
     }
     activations = device.allocate(max(plan.activation_bytes for plan in loaded.values()), "activations")

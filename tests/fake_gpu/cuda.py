@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -36,9 +37,12 @@ class FakeRuntime:
     def __init__(self, total_bytes: int = 1 << 40) -> None:
         self.memory = Memory(total_bytes)
         self._queue: list[Work] = []
-        self._streams: set[int] = set()
+        self._streams: dict[int, int] = {}  # and the devices they are on
+        self._made_streams = 0
+        self._device = threading.local()  # the current one, which every thread has for itself
         self._capture: list[Work] | None = None
         self._graphs: dict[int, list[Work]] = {}
+        self._made_graphs = 0
         self._executables: dict[int, list[Work]] = {}
         self.launched_graphs = 0
         self.capturable = True
@@ -55,7 +59,13 @@ class FakeRuntime:
         """Have something done when everything asked before is done; a capture takes it instead."""
         if stream not in self._streams:
             raise Fault(f"stream {stream} does not exist")
+        if self._streams[stream] != self._current_device:
+            raise Fault("work for the stream of another device than the thread's current one")
         (self._queue if self._capture is None else self._capture).append(work)
+
+    @property
+    def _current_device(self) -> int:
+        return getattr(self._device, "number", 0)
 
     @property
     def pending(self) -> bool:
@@ -64,11 +74,22 @@ class FakeRuntime:
 
     # What the backend calls, in the order of CUDA's reference manual.
 
+    def cudaGetDevice(self) -> tuple[Any, int]:
+        return OK, self._current_device
+
+    def cudaSetDevice(self, device: int) -> tuple[Any]:
+        self._device.number = device
+        return (OK,)
+
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
         assert flags == real.cudaStreamNonBlocking, "a stream that waits for the legacy stream"
-        stream = len(self._streams) + 1
-        self._streams.add(stream)
-        return OK, stream
+        self._made_streams += 1
+        self._streams[self._made_streams] = self._current_device
+        return OK, self._made_streams
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
+        del self._streams[stream]
+        return (OK,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
         if self._capture is not None:
@@ -95,9 +116,9 @@ class FakeRuntime:
             raise Fault("the end of a capture that did not begin")
         if not self.capturable:
             return real.cudaError_t.cudaErrorStreamCaptureInvalidated, 0
-        number = len(self._graphs) + 1
-        self._graphs[number] = captured
-        return OK, number
+        self._made_graphs += 1
+        self._graphs[self._made_graphs] = captured
+        return OK, self._made_graphs
 
     def cudaMalloc(self, size: int) -> tuple[Any, int]:
         address = self.memory.allocate(size)
@@ -161,7 +182,7 @@ class FakeRuntime:
         return OK, graph
 
     def cudaGraphDestroy(self, graph: int) -> tuple[Any]:
-        self._graphs[graph] = []
+        del self._graphs[graph]
         return (OK,)
 
     def cudaGraphExecDestroy(self, graphExec: int) -> tuple[Any]:

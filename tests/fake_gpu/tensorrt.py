@@ -33,7 +33,7 @@ _IN_PLACE = {"present": "past_key_values", "present_second_pass": "past_second_p
 
 _TAKEN_AS_THEY_ARE = (
     *("TensorIOMode", "ExecutionContextAllocationStrategy", "DataType", "nptype", "ILogger", "__version__"),
-    "CudaGraphStrategy",
+    *("CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy"),
 )
 
 
@@ -271,7 +271,9 @@ class FakeRtxContext(FakeContext):
         if shapes not in self._met:  # a fallback kernel runs, and in the background a better one is compiled
             self._met.add(shapes)
             return
-        cache._kernels.add(shapes)
+        strategies = real.DynamicShapesKernelSpecializationStrategy
+        if config.dynamic_shapes_kernel_specialization_strategy != strategies.NONE:
+            cache._kernels.add(shapes)
         if config.cuda_graph_strategy == real.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE and self.is_stream_capturable(0):
             self._engine.cuda.launched_graphs += 1
 

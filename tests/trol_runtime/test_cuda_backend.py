@@ -316,7 +316,8 @@ def test_the_command_answers_with_it(
     question = [str(one_bundle.path), "--image", str(picture_file(tmp_path)), "--max-new-tokens", "5"]
     assert trol_run([*question, "--backend", "cuda"]) == 0
     said = capsys.readouterr().out
-    assert gpu_pc.memory.in_use > 0
+    assert gpu_pc._made_streams == 1  # on the GPU, and not on the CPU instead
+    assert gpu_pc.memory.in_use == 0
     with pytest.MonkeyPatch.context() as real:
         real.setitem(sys.modules, "onnxruntime", onnxruntime)
         assert trol_run(question) == 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +149,68 @@ def test_growing_memory_takes_twice_what_was_needed_at_most(device: CudaDevice, 
         cuda.memory.view(memory.address(needed), needed)
         assert needed <= cuda.memory.in_use < 2 * needed
         assert cuda.memory.in_use == device._in_use["a test"]
+
+
+def test_a_device_that_goes_gives_everything_back(cuda: FakeRuntime) -> None:
+    device = CudaDevice()
+    memory = filled(device, np.ones(64, np.float32))
+    launch = device.captured(partial(device.fill_zero, memory.address, 256))
+    del memory, launch, device
+    gc.collect()
+    assert (cuda.memory.in_use, cuda._streams, cuda._graphs, cuda._executables) == (0, {}, {}, {})
+
+
+def test_memory_that_goes_while_others_is_given_back_is_kept(
+    device: CudaDevice, cuda: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage collection may come at any time, that of a session in a cycle in the middle of it."""
+    late = [device.allocate(nbytes, "a test") for nbytes in (100, 200)]
+    device.allocate(100, "a test").free()
+    free = FakeRuntime.cudaFree
+
+    def collecting(self: FakeRuntime, devPtr: int) -> Any:
+        late.clear()
+        return free(self, devPtr)
+
+    collecting.__doc__ = free.__doc__
+    monkeypatch.setattr(FakeRuntime, "cudaFree", collecting)
+    device.allocate(300, "a test").free()
+    assert sorted(device._free) == [100, 200, 300]
+    addresses = {device.allocate(nbytes, "a test").address for nbytes in (100, 200, 300)}
+    assert len(addresses) == 3
+
+
+# Graphs
+
+
+def test_what_cannot_be_captured_leaves_no_graph_behind(device: CudaDevice, cuda: FakeRuntime) -> None:
+    memory = device.allocate(16, "a test")
+
+    def half() -> None:
+        device.fill_zero(memory.address, 16)
+        raise TrolError("no run today")
+
+    with pytest.raises(TrolError, match="no run today"):
+        device.captured(half)
+    assert not cuda._graphs
+    device.synchronize()  # no capture goes on
+
+
+# Threads
+
+
+def test_a_thread_whose_current_device_is_another_works_on_this_one_and_keeps_its_own(cuda: FakeRuntime) -> None:
+    cuda.cudaSetDevice(1)
+    device = CudaDevice()
+    memory = device.allocate(256, "a test")
+
+    def elsewhere() -> tuple[list[float], int]:
+        device.fill_zero(memory.address, 256)
+        return downloaded(device, memory), cuda.cudaGetDevice()[1]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(elsewhere).result() == ([0] * 64, 0)
+    assert cuda.cudaGetDevice()[1] == 1
 
 
 # Forks

@@ -15,6 +15,7 @@ from small_engine import SMALL_MODEL
 from trol_runtime import cuda_device
 from trol_runtime.cuda_device import CudaDevice
 from trol_runtime.device_cache import DeviceCache, aligned_length
+from trol_runtime.errors import LimitError
 from trol_runtime.kv_cache import KVCache
 
 DECODER = SMALL_MODEL.decoder
@@ -106,6 +107,15 @@ def test_moves_of_a_token_more_each_take_memory_seldom(
     for end in range(1, LENGTH + 1):
         cache.move([1, 0, 2], [0, 0, 0], [end, end, end])
     assert len(sizes) <= 2 * (1 + LENGTH.bit_length())  # two rows aside for every power of two
+
+
+def test_where_the_second_pass_finds_no_memory_the_cache_is_empty(cuda: FakeRuntime, device: CudaDevice) -> None:
+    cache = DeviceCache(device, DECODER, LENGTH, np.float32, keeps_second_pass=True)
+    cache.allocate(1, LENGTH)
+    cuda.memory.total = 3 * cache.nbytes // 2
+    with pytest.raises(LimitError, match="for KV cache"):
+        cache.allocate(2, LENGTH)
+    assert (cache.nbytes, cache.capacity) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,24 @@ def test_the_end_waits_for_a_run_of_another_thread_and_no_further_one_begins() -
     assert lines_of(script) == ["end", "run"]
 
 
+def test_a_run_within_another_is_part_of_it() -> None:
+    """It would wait for the end, which waits for it."""
+    script = """
+        running = threading.Event()
+        def work():
+            with native_run():
+                running.set()
+                time.sleep(0.3)
+                with native_run():
+                    print("within", flush=True)
+                print("run", flush=True)
+        daemon(work)
+        running.wait()
+        print("end", flush=True)
+    """
+    assert lines_of(script) == ["end", "within", "run"]
+
+
 def test_a_run_that_fails_is_not_waited_for() -> None:
     script = """
         failed = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_what_the_first_run_compiled_is_written_then(folder: Path) -> None:
     compiled = after_a_run(Cache())
     assert kept(folder) == b"first"
     del compiled
+
+
+def test_a_fork_that_ends_asks_rtx_for_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache()
+    compiled = after_a_run(cache)
+    cache.holds = b"of the fork"
+    with monkeypatch.context() as fork:
+        fork.setattr(os, "getpid", lambda: -1)
+        del compiled
+    assert kept(folder) == b"first"
 
 
 def test_what_later_runs_compiled_is_written_when_the_plan_goes(folder: Path) -> None:

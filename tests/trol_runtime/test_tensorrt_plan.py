@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,10 +100,19 @@ def test_a_plan_larger_than_the_free_memory_is_told_with_the_numbers(
         loaded(trt, device)
     size = readable(len(PLAN))
     assert str(refused.value) == (
-        f"the plan of decode: the GPU has no memory for its {size} (no reason given): {readable(len(PLAN) - 1)} of "
-        f"{readable(len(PLAN) - 1)} are free; close what else uses it, or build plans that share their weights with: "
-        "trol-export --add-target ... --weights shared"
+        f"the GPU has no memory for its {size} of the plan of decode (no reason given): it holds nothing of this "
+        f"engine, {readable(len(PLAN) - 1)} of {readable(len(PLAN) - 1)} are free; close what else uses it, or build "
+        "plans that share their weights with: trol-export --add-target ... --weights shared"
     )
+
+
+def test_where_plans_share_their_weights_other_limits_help(trt: Any, cuda: FakeRuntime, device: CudaDevice) -> None:
+    weights = device.allocate(3 << 20, "weights")
+    cuda.memory.total = weights.nbytes + len(PLAN) - 1
+    with pytest.raises(LimitError) as refused:
+        loaded(trt, device)
+    assert "it holds 3.00 MiB of weights, " in str(refused.value)
+    assert str(refused.value).endswith("or export with a smaller --max-seq or --max-batch")
 
 
 def test_where_tensorrt_names_memory_as_the_reason_it_is_told_though_the_plan_would_fit(
@@ -118,7 +128,11 @@ def test_where_tensorrt_names_memory_as_the_reason_it_is_told_though_the_plan_wo
 @pytest.mark.parametrize(
     ("reason", "kind", "message"),
     [
-        ("Error Code 1: Cuda Runtime (out of memory)", LimitError, "the GPU has no memory for a context (Error Code 1"),
+        (
+            "Error Code 1: Cuda Runtime (out of memory)",
+            LimitError,
+            "the GPU has no memory for a context of the plan of",
+        ),
         (
             "Error Code 3: API Usage Error",
             TrolError,
@@ -184,6 +198,29 @@ def test_rtx_makes_graphs_of_decode_steps_and_of_nothing_else(rtx: Any, cuda: Fa
             doubling.run(1)
         launched[role] = cuda.launched_graphs - before
     assert launched == {"prefill": 0, "decode": 2}  # after the first, for which kernels are compiled
+
+
+def test_rtx_compiles_no_kernels_for_single_lengths_of_prompts(
+    rtx: Any, device: CudaDevice, monkeypatch: Patch
+) -> None:
+    """There are as many as tokens in a row: each would cost CPU time and its place in the cache on the disk."""
+    compiled = {}
+    for role in ("vision", "prefill", "extend", "decode"):
+        doubling = Doubling(rtx, device, role)
+        for rows in (1, 1, 2, 2):
+            doubling.run(1, rows)
+        compiled[role] = len(doubling.plan._rtx.config.get_runtime_cache()._kernels)  # type: ignore[union-attr]
+    assert compiled == {"vision": 2, "prefill": 0, "extend": 0, "decode": 2}
+
+
+def test_in_a_fork_nothing_of_a_plan_is_destroyed(trt: Any, device: CudaDevice, monkeypatch: Patch) -> None:
+    plan = loaded(trt, device)
+    context = weakref.ref(plan._context)
+    with monkeypatch.context() as fork:
+        fork.setattr(os, "getpid", lambda: -1)
+        del plan
+        gc.collect()
+    assert context() is not None
 
 
 def test_a_plan_of_rtx_that_may_allocate_in_runs_is_run_without_graphs(
