@@ -12,10 +12,14 @@ from trol_export.tiny.untold import partners
 _PARTNERS = partners({label: number for number, label in enumerate(LABELS)}, len(LABELS)).float()
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over n, a scalar: logits float32 (n, labels), labels bool."""
+def label_loss(logits: Tensor, labels: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """The mean over n, a scalar: logits float32 (n, labels), labels bool.
+
+    hidden: bool (n, labels), labels that cannot be seen, of which nothing is said either
+    """
     losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
-    return (losses * told(labels)).sum(1).mean()
+    said = told(labels) if hidden is None else told(labels) & ~hidden
+    return (losses * said).sum(1).mean()
 
 
 def told(labels: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from trol_export.tiny.packing import Batch, Packer
 from trol_export.tiny.patch_labels import patch_labels
 from trol_export.tiny.recipe import Phase, Recipe, model_config
 from trol_export.tiny.tokenizer import build_tokenizer
+from trol_export.tiny.unnamed_colours import COLOUR_LABELS, in_unnamed_colours
 from trol_export.tiny.untold import KeptPairs
 from trol_export.tokenizer_conversion import convert_tokenizer
 from trol_runtime.model_config import ModelConfig
@@ -51,6 +52,7 @@ class Lesson:
     pixel_values: float32 (b, 3, h, w); None in the language phase
     batch:        packed questions and answers; None where there are labels alone
     labels:       bool (b * patches, labels), where tower or projector learn by them
+    hidden:       bool (b * patches, labels), of which of them the pictures say nothing, in the tower phase
     clues:        where the decoder learns by them
     untold:       bool (targets, vocab), what an answer's next token is not said to differ from
     """
@@ -58,8 +60,17 @@ class Lesson:
     pixel_values: Tensor | None
     batch: Batch | None
     labels: Tensor | None = None
+    hidden: Tensor | None = None
     clues: Clues | None = None
     untold: Tensor | None = None
+
+
+class _Drawn(NamedTuple):
+    """Pictures with what a Lesson says of them, fields as there."""
+
+    pixel_values: Tensor
+    labels: Tensor
+    hidden: Tensor
 
 
 class Lessons:
@@ -74,7 +85,7 @@ class Lessons:
         self.text_packer = Packer(tokenizer, 0, image_id)
         vocabulary = self.tokenizer_json["model"]["vocab"]
         self.clue_finder, self.kept_pairs = ClueFinder(vocabulary), KeptPairs(vocabulary)
-        self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._drawn: dict[tuple[int, int], _Drawn] = {}
 
     def prepare(self, phase_number: int, step: int) -> Lesson:
         """The lesson of a step, counted from 0 in its phase, `recipe.phases[phase_number]`.
@@ -107,14 +118,21 @@ class Lessons:
             if (phase_number, number) not in known:
                 known[phase_number, number] = self._draw_to_see(phase_number, number)
         self._drawn = known
-        pixel_values, labels = zip(*(known[phase_number, number] for number in numbers), strict=True)
-        return Lesson(torch.cat(pixel_values), None, torch.cat(labels))
+        pixel_values, labels, hidden = zip(*(known[phase_number, number] for number in numbers), strict=True)
+        return Lesson(torch.cat(pixel_values), None, torch.cat(labels), torch.cat(hidden))
 
-    def _draw_to_see(self, phase_number: int, number: int) -> tuple[Tensor, Tensor]:
-        """Pixel values and labels of the pictures that are shown for the last time in the step of this number."""
+    def _draw_to_see(self, phase_number: int, number: int) -> _Drawn:
+        """The pictures that are shown for the last time in the step of this number."""
         phase, rng = self.recipe.phases[phase_number], self._rng(phase_number, number)
         scenes = [_scene_to_see(rng, phase) for _ in range(phase.batch // phase.shown)]
-        return self._pixel_values(scenes), self._labels(scenes)
+        unnamed = rng.random(len(scenes)) < phase.unnamed
+        shown = [
+            in_unnamed_colours(rng, scene) if is_unnamed else scene
+            for scene, is_unnamed in zip(scenes, unnamed, strict=True)
+        ]
+        patches = torch.from_numpy(unnamed).repeat_interleave(self.config.vision.tokens_per_crop)
+        hidden = patches[:, None] & COLOUR_LABELS
+        return _Drawn(self._pixel_values(shown), self._labels(scenes) & ~hidden, hidden)
 
     def _rng(self, phase_number: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.recipe.seed, phase_number, number])

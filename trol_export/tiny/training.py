@@ -177,7 +177,7 @@ class Training:
         if lesson.labels is not None:
             logits = found.words if self.phase.name == "words" else found.labels
             assert logits is not None
-            loss = loss + self.recipe.patch_share * label_loss(logits, lesson.labels)
+            loss = loss + self.recipe.patch_share * label_loss(logits, lesson.labels, lesson.hidden)
         return loss
 
     @torch.inference_mode()

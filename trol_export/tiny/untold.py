@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from trol_benchmarks.world.phrases import with_article
 from trol_benchmarks.world.questions import Question
 from trol_benchmarks.world.splits import PAIRS, is_unseen_pair
 from trol_export.tiny.packing import IGNORED, Batch
@@ -40,11 +41,16 @@ class KeptPairs:
         self._partners = partners(spaced, size)
         for name, token in spaced.items():
             self._partners[token] |= partners(bare, size)[bare[name]]
+        for colour, shape in KEPT_PAIRS:
+            article, _ = with_article(colour).split()
+            if article == "an":  # told that no cross comes after it, a network learns that there are no orange ones
+                self._partners[spaced[shape], vocabulary[SPACE + article]] = True
 
     def untold_tokens(self, batch: Batch, questions: Sequence[Sequence[Question]]) -> Tensor:
         """Of each token that has a target, those that would make a kept pair: bool (targets, vocab).
 
-        In a description that is with the colour before it, in an answer with the name in the question.
+        In a description that is with the name beside it, the shape that follows or the colour before it, in an answer
+        with the name in the question.
         """
         has_target = batch.targets != IGNORED
         ids = batch.ids.where(batch.questions >= 0, 0)  # without image tokens, which are no pieces; 0 is <unk>
@@ -54,8 +60,21 @@ class KeptPairs:
             for number, question in enumerate(asked):
                 own = batch.questions[row] == number
                 if question.family == "description":
-                    beside[row, own] = ids[row, own]
+                    beside[row, own] = _beside_in_description(ids[row, own], names[row, own])
                 elif question.family in ("colour", "shape") and question.form != "letter":
                     named = ids[row, own & names[row]][-1:]  # behind what a description before it may name
                     beside[row, own & has_target[row]] = named if len(named) else 0
         return self._partners[beside[has_target]]
+
+
+def _beside_in_description(ids: Tensor, names: Tensor) -> Tensor:
+    """The name that the next token of a description may make a pair with: int64 (n,), 0 where there is none.
+
+    names: bool (n,), which tokens are colours or shapes
+    """
+    beside = torch.zeros_like(ids)
+    (colours,) = torch.where(names[:-1] & names[1:])
+    beside[colours] = ids[colours]
+    for place in (-1, -2):  # which shape comes is known already where its colour is predicted, and where its article is
+        beside[colours + place] = ids[colours + 1]
+    return beside

@@ -51,3 +51,11 @@ def test_what_is_not_told_costs_nothing_whatever_is_said() -> None:
     assert label_loss(said, due) == label_loss(logits, due)
     said[0, LABELS.index("moon")] = 9.0
     assert label_loss(said, due) > label_loss(logits, due) + 8
+
+
+def test_neither_does_what_cannot_be_seen() -> None:
+    due, hidden = labels("star"), labels("red", "blue")
+    said = torch.zeros(1, len(LABELS))
+    said[0, LABELS.index("red")] = 9.0
+    assert label_loss(said, due, hidden) == label_loss(torch.zeros(1, len(LABELS)), due, hidden)
+    assert label_loss(said, due) > label_loss(said, due, hidden) + 8

@@ -24,6 +24,7 @@ from trol_export.tiny.lessons import Lesson, Lessons
 from trol_export.tiny.packing import IGNORED
 from trol_export.tiny.patch_labels import LABELS
 from trol_export.tiny.recipe import Recipe
+from trol_export.tiny.unnamed_colours import COLOUR_LABELS
 
 RECIPE = short_recipe(steps=2, batch=2)
 TOWER, LANGUAGE, WORDS, ALIGNMENT, DECODER, EVERYTHING = range(6)
@@ -36,7 +37,7 @@ def lessons() -> Lessons:
 
 def tensors(lesson: Lesson) -> dict[str, Tensor]:
     """Everything that a lesson holds, by name."""
-    found = {"pixel_values": lesson.pixel_values, "labels": lesson.labels}
+    found = {"pixel_values": lesson.pixel_values, "labels": lesson.labels, "hidden": lesson.hidden}
     if lesson.batch is not None:
         found |= {field.name: getattr(lesson.batch, field.name) for field in fields(lesson.batch)}
     if lesson.clues is not None:
@@ -63,7 +64,7 @@ def test_tower_and_projector_learn_what_is_there_from_pictures_and_the_labels_of
     lessons: Lessons, phase: int
 ) -> None:
     found = tensors(lessons.prepare(phase, 0))
-    assert found.keys() == {"pixel_values", "labels"}
+    assert found.keys() == {"pixel_values", "labels", *(["hidden"] if phase == TOWER else [])}
     assert found["pixel_values"].shape == (2, 3, 168, 168)
     assert found["pixel_values"].dtype == torch.float32
     assert found["labels"].shape == (2 * 144, len(LABELS))
@@ -177,6 +178,25 @@ def test_the_tower_sees_crowded_scenes_in_the_share_of_its_phase(
     for step in range(3):
         lessons.prepare(0, step)
     assert len(crowded) == expected
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_of_pictures_in_colours_without_a_name_no_colour_is_told(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    scenes = recorded_scenes(monkeypatch)
+    recipe = short_recipe("tower", steps=1, batch=4)
+    lessons = Lessons(replace(recipe, phases=(replace(recipe.phases[0], unnamed=share),)))
+    lesson = lessons.prepare(0, 0)
+    as_drawn = lessons.lesson([lessons_module.Asked(scene, []) for scene in scenes])
+    assert lesson.pixel_values is not None
+    assert as_drawn.pixel_values is not None
+    assert lesson.labels is not None
+    assert lesson.hidden is not None
+    for row, scene in enumerate(scenes):
+        patches = slice(144 * row, 144 * (row + 1))
+        labels = torch.from_numpy(lessons_module.patch_labels(scene, lessons.config.vision.grid))
+        assert lesson.pixel_values[row].equal(as_drawn.pixel_values[row]) == (share == 0)
+        assert lesson.hidden[patches].equal((COLOUR_LABELS & (share > 0)).expand(144, -1))
+        assert lesson.labels[patches].equal(labels & ~lesson.hidden[patches])
 
 
 def test_scenes_to_validate_with_belong_to_the_split_asked_for(lessons: Lessons) -> None:

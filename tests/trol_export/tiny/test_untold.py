@@ -69,12 +69,30 @@ def test_of_a_described_picture_the_name_in_the_question_counts(lessons: Lessons
     assert untold(lessons, Question("shape", "plain", described, "star"))[0] == ("star", {"moon"})
 
 
-def test_a_description_is_not_told_from_what_would_make_one_with_the_colour_before_it(lessons: Lessons) -> None:
-    text = "There are two objects: a red star and a blue ring."
-    found = dict(untold(lessons, Question("description", "plain", "What do you see?", text)))
+def described(lessons: Lessons, text: str) -> list[tuple[str, set[str]]]:
+    return untold(lessons, Question("description", "plain", "What do you see?", text))
+
+
+def test_a_description_is_not_told_from_what_would_make_one_with_the_name_beside_it(lessons: Lessons) -> None:
+    found = dict(described(lessons, "There are two objects: a red star and a blue ring."))
     assert found["star"] == {"heart", "triangle"}
     assert found["ring"] == {"moon"}
-    assert found["red"] == found["There"] == set()
+    assert found["red"] == {"yellow", "purple"}
+    assert found["blue"] == {"black", "green"}
+    assert found["There"] == found[":"] == found["and"] == set()
+
+
+def test_an_article_is_not_told_from_that_of_a_colour_that_would_make_one(lessons: Lessons) -> None:
+    *_, article, colour, shape, _, _ = described(lessons, "There is one object: a red cross.")
+    assert article == ("a", {"orange", "an"})
+    assert colour == ("red", {"orange", "an"})
+    assert shape == ("cross", {"heart", "triangle"})
+
+
+def test_what_is_no_thing_of_a_description_is_told_from_everything(lessons: Lessons) -> None:
+    found = described(lessons, "The word CAT is printed in red. A bar chart with two bars: red and green.")
+    assert not any(kept for _, kept in found[:6])
+    assert [kept for word, kept in found if word in ("red", "green", "bars", "and")] == [set()] * 5
 
 
 @pytest.mark.parametrize(
