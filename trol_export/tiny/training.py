@@ -21,6 +21,7 @@ from trol_export.tiny.explicit_attention import explicit_attention
 from trol_export.tiny.initial_weights import initialise
 from trol_export.tiny.label_loss import label_loss
 from trol_export.tiny.lessons import Lesson, Lessons
+from trol_export.tiny.optimizers import Optimizers
 from trol_export.tiny.patch_labels import LABELS
 from trol_export.tiny.recipe import Phase, Recipe
 from trol_export.tiny.teacher_forcing import answer_loss, layer_outputs, predictions, right_answers
@@ -146,18 +147,16 @@ class Training:
         self.trained = {
             name: parameter for name, parameter in named if name.removeprefix("trol.").startswith(beginnings)
         }
-        self.optimizer = optimizer(self.trained, self.recipe)
+        self.optimizers = Optimizers(self.trained, self.recipe)
 
     def step(self) -> Metrics:
         """Train one batch; the last step of a phase begins the next."""
         phase, number = self.phase, self.step_number
         rate = learning_rate(phase, number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         loss = self._loss(self.lessons.prepare(self.phase_number, number))
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.gradient_norm)
-        self.optimizer.step()
+        self.optimizers.step(rate, phase)
         self.model.zero_grad()
         self.step_number += 1
         if self.step_number == phase.steps:
@@ -209,7 +208,7 @@ class Training:
             "phase_number": self.phase_number,
             "step_number": self.step_number,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -218,17 +217,7 @@ class Training:
         self.model.load_state_dict(state["model"])
         self._begin_phase()
         if not self.done:  # a finished run has nothing left to optimize
-            self.optimizer.load_state_dict(state["optimizer"])
-
-
-def optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; biases, norms and tables of embeddings are not decayed."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in parameters.items():
-        (decayed if parameter.dim() > 1 and "embedding" not in name else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=recipe.betas, fused=True)
+            self.optimizers.load_state_dict(state["optimizers"])
 
 
 def closed_gate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

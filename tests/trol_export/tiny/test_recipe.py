@@ -77,7 +77,6 @@ def test_the_papers_two_steps_come_in_their_order_behind_what_stands_in_for_pret
         "alignment",
         "decoder",
         "everything",
-        "everything",
     ]
     assert set(TRAINED) == {phase.name for phase in RELEASED.phases}
 

@@ -222,13 +222,14 @@ def test_it_never_rises_after_the_warm_up_nor_falls_below_the_floor() -> None:
     assert min(rates) > 0.001
 
 
-def test_steps_train_at_the_rate_that_they_report() -> None:
+def test_steps_train_at_the_rate_that_they_report_and_matrices_at_a_multiple_of_it() -> None:
     training = Training(short_recipe("alignment", steps=3, batch=1))
     phase = training.phase
     for step in range(2):
-        assert training.step().learning_rate == learning_rate(phase, step)
-        groups = training.optimizer.param_groups
-        assert {group["lr"] for group in groups} == {learning_rate(phase, step)}
+        rate = training.step().learning_rate
+        assert rate == learning_rate(phase, step)
+        assert {group["lr"] for group in training.optimizers.adamw.param_groups} == {rate}
+        assert {group["lr"] for group in training.optimizers.muon.param_groups} == {phase.matrix_rate * rate}
 
 
 # Accuracy
@@ -310,6 +311,7 @@ def test_the_weights_that_are_trained_stay_fp32() -> None:
     training = Training(short_recipe("everything", steps=1, batch=1))
     training.step()
     assert {parameter.dtype for parameter in training.model.parameters()} == {torch.float32}
-    states = list(training.optimizer.state.values())
+    optimizers = training.optimizers
+    states = [*optimizers.adamw.state.values(), *optimizers.muon.state.values()]
     tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
