@@ -96,8 +96,8 @@ class Phase:
     crowded: share of the pictures that are filled with things and letters instead, in the tower phase
     unnamed: share of the pictures that are drawn in colours without a name, in the tower phase
     shown:   in how many steps of the tower phase a picture is shown: drawing one takes longer than learning from it
-    matrix_rate: how many times the learning rate the layers' matrices learn at; the language model stays at a loss of
-             0.9 with the tower's
+    matrix_rate: how many times the learning rate the layers' matrices learn at; at the tower's the language model
+             learns too little
     """
 
     name: PhaseName

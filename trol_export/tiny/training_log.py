@@ -1,4 +1,4 @@
-"""What a training run went through: loss, learning rate and accuracy, kept as JSON and drawn as curves."""
+"""What a training run went through: loss and accuracy, kept as JSON and drawn as curves."""
 
 from __future__ import annotations
 
@@ -44,14 +44,26 @@ class TrainingLog:
         n = {family: share.n for family, share in families.items()}
         self.validation.append({"steps": len(self.steps), "accuracy": measured, "n": n})
 
-    def to_json(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "steps": self.steps, "validation": self.validation}
+    def state(self) -> dict[str, Any]:
+        """What another log is made of to go on with this one."""
+        return {"steps": self.steps, "validation": self.validation, "seconds": self.seconds}
 
     def write(self, folder: Path, run: Mapping[str, Any]) -> None:
-        """curves.json and curves.png in `folder`; both replace what is there. run: what else to say of it, by key."""
-        curves = json.dumps({**run, **self.to_json()}).encode()
-        write_whole(folder / CURVES_JSON, curves, overwrite=True, option="--folder")
+        """curves.json and curves.png in `folder`; both replace what is there. run: what else to say of it, by key.
+
+        The JSON has the losses by phase, to four decimals; the learning rates follow from the recipe.
+        """
+        losses = {phase: [round(loss, 4) for loss in losses] for phase, losses in self._losses().items()}
+        curves = {**run, "seconds": self.seconds, "validation": self.validation, "loss": losses}
+        write_whole(folder / CURVES_JSON, f"{json.dumps(curves)}\n".encode(), overwrite=True, option="--folder")
         write_whole(folder / CURVES_PNG, self._drawn(), overwrite=True, option="--folder")
+
+    def _losses(self) -> dict[str, list[float]]:
+        """The loss of every step, by phase."""
+        losses: dict[str, list[float]] = {}
+        for step in self.steps:
+            losses.setdefault(step["phase"], []).append(step["loss"])
+        return losses
 
     def _drawn(self) -> bytes:
         """A PNG: loss and accuracy over the steps of all phases."""
@@ -60,8 +72,7 @@ class TrainingLog:
         figure = Figure(figsize=(9, 7), layout="constrained")
         loss, accuracy = figure.subplots(2, 1, sharex=True)
         begin = 0
-        for phase in dict.fromkeys(step["phase"] for step in self.steps):
-            losses = [step["loss"] for step in self.steps if step["phase"] == phase]
+        for phase, losses in self._losses().items():
             width = min(_SMOOTHED, len(losses))
             smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
             loss.plot(np.arange(len(smooth)) + begin + width, smooth, label=phase)

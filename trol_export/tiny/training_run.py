@@ -28,6 +28,7 @@ STATE = "training.pt"
 _STEPS_BETWEEN_LINES = 50
 _STEPS_BETWEEN_SAVES = 200
 _STEPS_BETWEEN_VALIDATIONS = 250
+_VALIDATED_PHASES = ("decoder", "everything")  # before them nothing answers questions about pictures
 _VALIDATION_PICTURES = 192
 _VALIDATION_SEED = 1
 # The parts of a recipe that a command's options set; the others belong to a version.
@@ -101,13 +102,17 @@ class TrainingRun:
             self._whole = True
 
     def _validate_if_due(self) -> None:
-        training, log = self.training, self._log
-        now_and_then = not training.done and training.phase.name == "everything" and training.step_number > 0
-        due = training.done or (now_and_then and training.step_number % _STEPS_BETWEEN_VALIDATIONS == 0)
-        if due and not log.is_validated:
-            families = training.accuracy("validation", _VALIDATION_PICTURES, _VALIDATION_SEED)
-            log.add_validation(families)
+        if self._is_validation_due() and not self._log.is_validated:
+            families = self.training.accuracy("validation", _VALIDATION_PICTURES, _VALIDATION_SEED)
+            self._log.add_validation(families)
             say("  ".join(f"{family} {share.correct / share.n:.3f}" for family, share in families.items()))
+
+    def _is_validation_due(self) -> bool:
+        training = self.training
+        if training.done:
+            return True
+        number = training.step_number
+        return training.phase.name in _VALIDATED_PHASES and number > 0 and number % _STEPS_BETWEEN_VALIDATIONS == 0
 
     def _report(self) -> None:
         if len(self._log.steps) % _STEPS_BETWEEN_LINES == 0:
@@ -120,7 +125,7 @@ class TrainingRun:
         state = {
             **self._record(),
             "training": self.training.state(),
-            "log": self._log.to_json(),
+            "log": self._log.state(),
         }
         data = io.BytesIO()
         torch.save(state, data)

@@ -223,7 +223,7 @@ def test_it_never_rises_after_the_warm_up_nor_falls_below_the_floor() -> None:
 
 
 def test_steps_train_at_the_rate_that_they_report_and_matrices_at_a_multiple_of_it() -> None:
-    training = Training(short_recipe("alignment", steps=3, batch=1))
+    training = Training(short_recipe("decoder", steps=3, batch=1))
     phase = training.phase
     for step in range(2):
         rate = training.step().learning_rate
