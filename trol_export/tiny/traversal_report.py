@@ -2,7 +2,8 @@
 
 Three engines answer the questions of the fixed test set: the released checkpoint; the same with its gate held at 0, so
 that the second pass is computed and thrown away; and a network trained for as many steps with one pass over the prompt.
-Then the mean gate of each layer is taken, over image and over text tokens. Whatever comes out is written down.
+Then the mean gate of each layer is taken: over image tokens, over text tokens, and over the last of each prompt, the
+only one whose gate counts in the last layer. Whatever comes out is written down.
 """
 
 from __future__ import annotations
@@ -128,9 +129,10 @@ def _accuracies(engines: dict[str, Path], question_set: QuestionSet) -> dict[str
 
 
 def mean_gates(checkpoint: Path, engine: Path, question_set: QuestionSet) -> dict[str, NDArray[np.float64]]:
-    """The gate's mean in each layer, (layers,), over the "image" and over the "text" tokens of some prompts of the set.
+    """The gate's mean in each layer, (layers,), over tokens of some prompts of the set.
 
-    Computed by the eager model in fp32; of the engine only tokenizer and sizes are used.
+    Over the "image" and the "text" tokens, and over the "last" of each prompt, which is of text. Computed by the eager
+    model in fp32; of the engine only tokenizer and sizes are used.
     """
     from trol_export.checkpoint import Checkpoint
     from trol_graphs.eager import EagerSession, eager_model
@@ -149,7 +151,7 @@ def mean_gates(checkpoint: Path, engine: Path, question_set: QuestionSet) -> dic
     session = EagerSession(eager_model(config, Checkpoint.open(checkpoint).torch))
     gate = session.model.trol_gating
     layers = range(config.decoder.layers)
-    gates: dict[str, list[NDArray[np.float64]]] = {"image": [], "text": []}
+    gates: dict[str, list[NDArray[np.float64]]] = {"image": [], "text": [], "last": []}
     questions = question_set.questions
     for question in questions[:: max(len(questions) // _GATED_QUESTIONS, 1)]:
         picture: Image.Image = load_picture(question_set.pictures[question.picture])
@@ -161,6 +163,7 @@ def mean_gates(checkpoint: Path, engine: Path, question_set: QuestionSet) -> dic
         is_image = ids[0] == config.image_token_id
         gates["image"].append(of_tokens[:, is_image])
         gates["text"].append(of_tokens[:, ~is_image])
+        gates["last"].append(of_tokens[:, -1:])
     return {kind: np.concatenate(found, axis=1).mean(axis=1, dtype=np.float64) for kind, found in gates.items()}
 
 
@@ -173,10 +176,10 @@ def as_text(report: dict[str, Any]) -> str:
     rows.append(["all", *(_score(report[name]["overall"]) for name in ENGINES)])
     rows.append(["p-value against the released one", "", *(_p_value(report[name]) for name in ENGINES[1:])])
     gates = [
-        [f"layer {layer}", f"{image:.3f}", f"{text:.3f}"]
-        for layer, (image, text) in enumerate(zip(*report["mean_gate"].values(), strict=True))
+        [f"layer {layer}", *(f"{mean:.3f}" for mean in means)]
+        for layer, means in enumerate(zip(*report["mean_gate"].values(), strict=True))
     ]
-    return "\n".join([table([["family", *ENGINES], *rows]), "", table([["mean gate", "image", "text"], *gates])])
+    return "\n".join([table([["family", *ENGINES], *rows]), "", table([["mean gate", *report["mean_gate"]], *gates])])
 
 
 def _score(score: dict[str, Any]) -> str:
@@ -194,8 +197,8 @@ def _drawn(gates: dict[str, NDArray[np.float64]]) -> bytes:
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
-    for offset, (kind, means) in zip((-0.2, 0.2), gates.items(), strict=True):
-        axes.bar(np.arange(len(means)) + offset, means, 0.4, label=f"{kind} tokens")
+    for offset, (kind, means) in zip((-0.27, 0, 0.27), gates.items(), strict=True):
+        axes.bar(np.arange(len(means)) + offset, means, 0.27, label=f"{kind} tokens")
     axes.set(
         xlabel="layer", ylabel="mean gate: share of the second pass", ylim=(0, 1), xticks=range(len(gates["image"]))
     )

@@ -22,6 +22,8 @@ from trol_runtime.command import run_command
 
 from .conftest import Trained
 
+GATED = ("image", "text", "last")  # tokens
+
 
 @pytest.fixture
 def of_two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +46,7 @@ def test_the_mean_of_a_closed_gate_is_zero_in_every_layer(trained_checkpoint: Pa
     write_closed_gate(trained_checkpoint, tmp_path / "closed")
     engine = exported(tmp_path / "closed", tmp_path / "engine.plan")
     gates = mean_gates(tmp_path / "closed", engine, small_question_set())
-    assert {kind: means.tolist() for kind, means in gates.items()} == {"image": [0.0, 0.0], "text": [0.0, 0.0]}
+    assert {kind: means.tolist() for kind, means in gates.items()} == {kind: [0.0, 0.0] for kind in GATED}
 
 
 def test_a_gate_that_reads_nothing_has_the_mean_of_its_bias(trained: Trained, tmp_path: Path) -> None:
@@ -59,8 +61,9 @@ def test_a_gate_that_reads_nothing_has_the_mean_of_its_bias(trained: Trained, tm
 
 def test_a_gate_that_reads_its_token_is_told_apart_by_layer_and_kind(trained_checkpoint: Path, tmp_path: Path) -> None:
     gates = mean_gates(trained_checkpoint, exported(trained_checkpoint, tmp_path / "engine.plan"), small_question_set())
-    means = np.concatenate([gates["image"], gates["text"]])
-    assert len(set(means.tolist())) == 4
+    assert tuple(gates) == GATED
+    means = np.concatenate(list(gates.values()))
+    assert len(set(means.tolist())) == 6
     assert ((means > 0) & (means < 1)).all()
 
 
@@ -82,7 +85,7 @@ def test_three_engines_answer_the_same_questions(
     off, without = (report[name]["against"] for name in ENGINES[1:])
     assert off["engine"] == without["engine"] == released
     assert off == without
-    assert [len(means) for means in report["mean_gate"].values()] == [2, 2]
+    assert {kind: len(means) for kind, means in report["mean_gate"].items()} == dict.fromkeys(GATED, 2)
 
     picture = Image.open(io.BytesIO((folder / GATES_PNG).read_bytes()))
     assert picture.size == (600, 320)
