@@ -28,7 +28,7 @@ STATE = "training.pt"
 _STEPS_BETWEEN_LINES = 50
 _STEPS_BETWEEN_SAVES = 200
 _STEPS_BETWEEN_VALIDATIONS = 250
-_VALIDATED_PHASES = ("decoder", "everything")  # before them nothing answers questions about pictures
+_VALIDATED_PHASES = ("decoder", "everything")  # before them hardly a question about a picture is answered right
 _VALIDATION_PICTURES = 192
 _VALIDATION_SEED = 1
 # The parts of a recipe that a command's options set; the others belong to a version.
