@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -35,8 +36,8 @@ from trol_runtime.model_config import ModelConfig
 
 NAME = "trol_export.tiny.train"
 SHORT = short_recipe("tower", "everything", steps=2, batch=1)
-STEPS_TAKEN = {"tower": 2, "everything": 2}
-STEPS = sum(STEPS_TAKEN.values())
+STEPS_TAKEN = [["tower", 0], ["tower", 1], ["everything", 0], ["everything", 1]]
+STEPS = len(STEPS_TAKEN)
 TESTS = Path(__file__).parents[2]
 
 
@@ -112,15 +113,23 @@ def logged(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "curves.json").read_text())
 
 
-def steps_logged(log: dict[str, Any]) -> dict[str, int]:
-    """How many steps the curves show of every phase."""
-    return {phase: len(losses) for phase, losses in log["loss"].items()}
-
-
 def steps_saved(folder: Path) -> int:
     """Steps in the state to go on from, 0 if there is none."""
+    return len(steps_taken(folder))
+
+
+def steps_taken(folder: Path) -> list[list[Any]]:
+    """Phase and number of every step in that state."""
     path = folder / "training.pt"
-    return len(torch.load(path, weights_only=True)["log"]["steps"]) if path.exists() else 0
+    steps = torch.load(path, weights_only=True)["log"]["steps"] if path.exists() else []
+    return [[step["phase"], step["step"]] for step in steps]
+
+
+def require_logged(folder: Path, taken: list[list[Any]]) -> None:
+    """State and curves have these steps, in this order, and no others."""
+    assert steps_taken(folder) == taken
+    counted = Counter(phase for phase, _ in taken)
+    assert {phase: len(losses) for phase, losses in logged(folder)["loss"].items()} == counted
 
 
 # A run
@@ -150,7 +159,7 @@ def test_it_says_how_far_it_is_what_it_knows_and_what_it_wrote(run: Train, folde
 def test_every_step_is_logged_and_accuracy_at_the_end(run: Train, folder: Path) -> None:
     run()
     log = logged(folder)
-    assert steps_logged(log) == STEPS_TAKEN
+    require_logged(folder, STEPS_TAKEN)
     assert [point["steps"] for point in log["validation"]] == [STEPS]
     assert sum(log["validation"][0]["n"].values()) > 0
 
@@ -201,12 +210,12 @@ def test_after_the_minutes_given_it_stops_and_the_same_command_goes_on(
         patch.setattr(training_run, "time", clock(0, 0.5, 1.0, 1.6))  # at the beginning and after every step
         assert run("--minutes", "1.5") == (0, "stopped after 1.5 minutes; the same command goes on\n")
     assert {path.name for path in folder.iterdir()} == {"training.pt", "curves.json", "curves.png"}
-    assert steps_logged(logged(folder)) == {"tower": 2, "everything": 1}
+    require_logged(folder, STEPS_TAKEN[:3])
 
     ended = run()
     assert ended.code == 0
     assert ended.stderr.startswith(f"going on in {folder} after 3 steps\neverything ")
-    assert steps_logged(logged(folder)) == STEPS_TAKEN
+    require_logged(folder, STEPS_TAKEN)
     require_released(folder, uninterrupted)
 
 
@@ -259,7 +268,7 @@ def test_whenever_it_is_interrupted_it_goes_on_to_the_same_bits(
     assert ended.stderr.startswith(f"going on in {folder} after {steps} steps\n" if steps else "tower ")
     require_released(folder, uninterrupted)
     log = logged(folder)
-    assert steps_logged(log) == STEPS_TAKEN
+    require_logged(folder, STEPS_TAKEN)
     assert [point["steps"] for point in log["validation"]] == [STEPS]
 
 

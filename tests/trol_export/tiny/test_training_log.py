@@ -39,10 +39,12 @@ def picture(folder: Path) -> NDArray[np.uint8]:
 
 
 def test_every_step_and_every_measurement_is_in_the_json(tmp_path: Path) -> None:
-    log_of(1, validations=2).write(tmp_path, {"recipe": {"seed": 3}})
+    log = log_of(1, validations=2)
+    log.add_step(Metrics("everything", 1, loss=1 / 3, learning_rate=0.001))
+    log.write(tmp_path, {"recipe": {"seed": 3}})
     written = json.loads((tmp_path / CURVES_JSON).read_text())
     assert written["recipe"] == {"seed": 3}
-    assert written["loss"] == {phase: [5.0] for phase in PHASES}
+    assert written["loss"] == {**{phase: [5.0] for phase in PHASES}, "everything": [5.0, 0.3333]}
     assert written["validation"] == [
         {"steps": steps, "accuracy": {"colour": 0.25, "word": 1.0}, "n": {"colour": 8, "word": 5}} for steps in (1, 2)
     ]
@@ -50,6 +52,11 @@ def test_every_step_and_every_measurement_is_in_the_json(tmp_path: Path) -> None
 
 def test_a_run_that_goes_on_keeps_what_was_logged_before() -> None:
     saved = copy.deepcopy(log_of(2, validations=1).state())
+    assert saved["steps"] == [
+        {"phase": phase, "step": step, "loss": 5.0 / (step + 1), "learning_rate": 0.001}
+        for phase in PHASES
+        for step in range(2)
+    ]
     log = TrainingLog(**saved)
     log.add_step(Metrics("everything", 2, loss=1.0, learning_rate=0.001))
     log.add_validation({"colour": Share(4, 3)})
