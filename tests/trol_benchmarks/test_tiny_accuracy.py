@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import asdict, replace
+import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,15 @@ from trol_benchmarks.world.test_set import read_question_set
 from trol_export.pipeline import ExportRequest, export_engine
 from trol_export.tiny import traversal_report
 from trol_export.tiny.packaged import CHECKPOINT
-from trol_export.tiny.recipe import RELEASED, Recipe
+from trol_export.tiny.recipe import RELEASED, Recipe, recipe_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDS = REPOSITORY / "benchmarks" / "records"
 RECORD = RECORDS / "tiny-fp16-cpu.json"
 PAGE = (REPOSITORY / "docs" / "tiny.md").read_text(encoding="utf-8")
 UNWRAPPED = " ".join(PAGE.split())
-DRAWN = REPOSITORY / "docs" / "tiny"
+BESIDE_PAGE = REPOSITORY / "docs" / "tiny"
+CURVES, CURVES_WITHOUT = BESIDE_PAGE / "curves.json", BESIDE_PAGE / "curves_without_traversal.json"
 
 # Processors round differently in the last bit, by which an answer that hangs in the balance may fall the other way. No
 # more than that: a change that costs accuracy shows in more answers than these.
@@ -79,18 +82,18 @@ def test_other_sets_are_answered_as_well(record: Any, seed: int) -> None:
 
 
 def test_the_page_shows_what_comes_of_other_sets() -> None:
-    others = [recorded(f"tiny-fp16-cpu-seed-{seed}") for seed in (12, 13)]
-    all_, closed = ([f"{100 * other[part]['accuracy']:.1f} %" for other in others] for part in ("overall", "closed"))
-    count, described = (
-        [f"{100 * other['families'][family]['accuracy']:.1f} %" for other in others]
-        for family in ("count", "description")
-    )
-    assert f"They give {all_[0]} and {all_[1]} of all, {closed[0]} and {closed[1]} of the closed families" in UNWRAPPED
-    assert f"{count[0]} and {count[1]}), {described[0]} and {described[1]} of descriptions" in UNWRAPPED
+    records = [recorded(f"tiny-fp16-cpu-seed-{seed}") for seed in (12, 13)]
+
+    def both(*keys: str) -> str:
+        scores = [functools.reduce(dict.__getitem__, keys, record) for record in records]
+        return " and ".join(f"{100 * score['accuracy']:.1f} %" for score in scores)
+
+    assert f"They give {both('overall')} of all, {both('closed')} of the closed families" in UNWRAPPED
+    assert f"{both('families', 'count')}), {both('families', 'description')} of descriptions" in UNWRAPPED
 
 
 def test_the_page_shows_the_report_on_the_second_pass_and_that_is_of_the_recorded_answers(record: Any) -> None:
-    report = json.loads((DRAWN / "traversal.json").read_text(encoding="utf-8"))
+    report = json.loads((BESIDE_PAGE / "traversal.json").read_text(encoding="utf-8"))
     assert traversal_report.as_text(report) in PAGE
     released = report["released"]
     assert [released[part] for part in ("set", "families", "overall")] == [
@@ -107,7 +110,7 @@ def test_the_page_compares_both_networks_on_other_sets() -> None:
 
 
 def test_the_page_shows_the_curves_of_the_released_recipe() -> None:
-    curves = json.loads((DRAWN / "curves.json").read_text(encoding="utf-8"))
+    curves = json.loads(CURVES.read_text(encoding="utf-8"))
     require_run_of(RELEASED, curves)
     assert f"took {curves['seconds'] / 60:.1f} minutes on two cores" in UNWRAPPED
     for phase in RELEASED.phases:
@@ -115,12 +118,23 @@ def test_the_page_shows_the_curves_of_the_released_recipe() -> None:
 
 
 def test_the_curves_without_traversal_are_of_the_same_recipe_but_for_that() -> None:
-    curves = json.loads((DRAWN / "curves_without_traversal.json").read_text(encoding="utf-8"))
+    curves = json.loads(CURVES_WITHOUT.read_text(encoding="utf-8"))
     require_run_of(replace(RELEASED, traversal=False), curves)
 
 
+def test_the_page_compares_both_runs() -> None:
+    with_, without = (json.loads(path.read_text(encoding="utf-8")) for path in (CURVES, CURVES_WITHOUT))
+
+    def end(curves: Any, phase: str) -> str:
+        return f"{statistics.mean(curves['loss'][phase][-50:]):.3f}"
+
+    assert f"(a loss of {end(with_, 'language')} at the end of its phase, {end(without, 'language')} with" in UNWRAPPED
+    assert f"when all is trained ({end(with_, 'everything')} and {end(without, 'everything')}:" in UNWRAPPED
+    assert f"took {without['seconds'] / 60:.1f} minutes instead of {with_['seconds'] / 60:.1f}" in UNWRAPPED
+
+
 def require_run_of(recipe: Recipe, curves: Any) -> None:
-    assert curves["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    assert curves["recipe"] == recipe_json(recipe)
     assert {name: len(losses) for name, losses in curves["loss"].items()} == {
         phase.name: phase.steps for phase in recipe.phases
     }

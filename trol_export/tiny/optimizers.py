@@ -30,6 +30,7 @@ class Optimizers:
         decay = recipe.weight_decay
         groups = [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(groups, betas=recipe.betas, fused=True)
+        # A group, as no list may be empty: the projector alone has no matrices of layers.
         self.muon = torch.optim.Muon(
             [{"params": matrices}], momentum=recipe.momentum, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
         )

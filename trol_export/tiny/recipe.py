@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from trol_benchmarks.world.sampling import Kind
@@ -166,3 +167,8 @@ RELEASED = Recipe(
         Phase("everything", 900, batch=16, learning_rate=2e-4, warm_up=50),
     )
 )
+
+
+def recipe_json(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it is read back from JSON, tuples as lists."""
+    return json.loads(json.dumps(asdict(recipe)))

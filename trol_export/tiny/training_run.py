@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trol_export.tiny.recipe import Recipe
+from trol_export.tiny.recipe import Recipe, recipe_json
 from trol_export.tiny.training import Training
 from trol_export.tiny.training_log import TrainingLog
 from trol_runtime.atomic_file import write_whole
@@ -89,7 +87,7 @@ class TrainingRun:
     def _record(self) -> dict[str, Any]:
         """Which run this is: its recipe, and under which conditions it went on and had come so far."""
         return {
-            "recipe": _plain(self.training.recipe),
+            "recipe": recipe_json(self.training.recipe),
             "conditions": self._conditions,
             "earlier_conditions": self._earlier,
         }
@@ -135,7 +133,7 @@ class TrainingRun:
         try:
             with warnings.catch_warnings(action="ignore"):  # what torch thinks of files that are not its own
                 saved = torch.load(path, weights_only=True)
-            recipe = _plain(self.training.recipe)
+            recipe = recipe_json(self.training.recipe)
             other = _different(recipe, saved["recipe"])
             if not other:
                 self.training.restore(saved["training"])
@@ -162,11 +160,6 @@ class TrainingRun:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON would give it back."""
-    return json.loads(json.dumps(asdict(recipe)))
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
